@@ -1,0 +1,59 @@
+"""The contract of a loss: frozen hyper-parameters and one pure call.
+
+An objective sees one micro-batch and the totals of the whole optimizer step. It returns this micro-batch's *share* of the
+step's loss, so that any split of a step over micro-batches or ranks gives the same loss and the same gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from truing.core.batch import Batch, Outputs, Totals
+from truing.core.reduce import Share
+from truing.core.settings import Settings
+from truing.core.trees import ExampleKind
+
+
+class Objective(Settings, ABC):
+    """A loss with its hyper-parameters. Subclasses declare fields and implement `__call__`."""
+
+    name: ClassVar[str]
+    """The word after `use:` in a recipe."""
+    paper: ClassVar[str] = ""
+    """Where the loss is defined: arXiv id and equation."""
+    purpose: ClassVar[str] = ""
+    """What it is for, in one sentence."""
+    avoid: ClassVar[str] = ""
+    """When not to use it, in one sentence."""
+    examples: ClassVar[ExampleKind]
+    """The kind of rows it learns from."""
+    learning_rate: ClassVar[float] = 1e-5
+    """Default for full weights; LoRA trains at ten times this rate."""
+    learning_rate_range: ClassVar[tuple[float, float]] = (1e-7, 1e-3)
+    """Sane rates for full weights; outside of it (ten times higher for LoRA) a run warns."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the columns that have to be in the batch, such as `ref_logprobs`."""
+        return ()
+
+    @abstractmethod
+    def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
+        """Return this micro-batch's share of the step's loss, divided by counts of `totals` only."""
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        """Say what is wrong with the first step's figures, or return None.
+
+        Before the first update policy and reference are the same, so many losses have a known value; another value means
+        that the reference is not the starting policy, or that the batch is not what the loss thinks it is.
+        """
+        return None
+
+
+def expect_start(loss: float, expected: float, why: str) -> str | None:
+    """Complain when a first loss differs from its known value by more than rounding (1e-4 relative)."""
+    if abs(loss - expected) <= 1e-4 * max(1.0, abs(expected)):
+        return None
+    return f"the first loss is {loss:.6g}, but must be {expected:.6g}: {why}"

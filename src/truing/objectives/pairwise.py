@@ -1,0 +1,84 @@
+"""What every loss on comparisons shares: the log-probs of a pair, and the metrics people watch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from truing.core.batch import Batch, Outputs, Totals
+from truing.core.reduce import Share, completion_lengths, metric, sum_by_completion
+from truing.core.trees import ExampleKind
+from truing.objectives.base import Objective
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Log-probs of chosen and rejected completions, summed over their supervised tokens; every field float32 [P]."""
+
+    chosen: Tensor
+    """log π(y⁺ | x)."""
+    rejected: Tensor
+    """log π(y⁻ | x)."""
+    chosen_logratio: Tensor
+    """log π(y⁺ | x) − log π_ref(y⁺ | x); equal to `chosen` where there is no reference."""
+    rejected_logratio: Tensor
+    chosen_length: Tensor
+    """Supervised tokens of y⁺, at least 1."""
+    rejected_length: Tensor
+
+    @classmethod
+    def of(cls, outputs: Outputs, batch: Batch, ref_logprobs: Tensor | None) -> Pairs:
+        """Gather the pairs of a batch; `ref_logprobs` is float32 [K] or None."""
+        sums = sum_by_completion(outputs.logprobs, batch)
+        # Subtract token by token before summing: the sums are in the hundreds, their difference often below one.
+        ratios = sums if ref_logprobs is None else sum_by_completion(outputs.logprobs - ref_logprobs, batch)
+        lengths = completion_lengths(batch)
+        chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
+        return cls(sums[chosen], sums[rejected], ratios[chosen], ratios[rejected], lengths[chosen], lengths[rejected])
+
+
+class PairwiseObjective(Objective):
+    """A loss on comparisons: a subclass says what one pair costs, this class averages over the step's pairs."""
+
+    examples: ClassVar[ExampleKind] = "comparison"
+    learning_rate: ClassVar[float] = 5e-7
+    learning_rate_range: ClassVar[tuple[float, float]] = (5e-8, 5e-5)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("ref_logprobs",)
+
+    @abstractmethod
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        """Return the loss of each pair, float32 [P]."""
+
+    @abstractmethod
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return what the loss takes as rewards of the chosen and the rejected completions, float32 [P] each."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
+        ref = batch.column("ref_logprobs") if "ref_logprobs" in self.needs else None
+        pairs = Pairs.of(outputs, batch, ref)
+        loss = self.pair_losses(pairs).sum() / max(totals.pairs, 1)
+        with torch.no_grad():
+            chosen, rejected = self.implicit_rewards(pairs)
+            margins = chosen - rejected
+            wins = (margins > 0).float() + 0.5 * (margins == 0).float()
+            metrics = {
+                "rewards/chosen": metric(chosen),
+                "rewards/rejected": metric(rejected),
+                "rewards/margins": metric(margins),
+                "rewards/accuracies": metric(wins),
+                "logps/chosen": metric(pairs.chosen),
+                "logps/rejected": metric(pairs.rejected),
+            }
+        return Share(loss, metrics)
+
+
+def chosen_nll(pairs: Pairs) -> Tensor:
+    """Negative log-likelihood of the chosen completion per token, float32 [P] (arXiv:2403.07691, eq. 2)."""
+    return -pairs.chosen / pairs.chosen_length
