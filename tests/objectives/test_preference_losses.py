@@ -37,7 +37,7 @@ def pairs_of(batch: Batch, policy: torch.Tensor, ref: torch.Tensor) -> list[refe
         [[float(x) for x in column[batch.target_completion == c]] for c in range(batch.num_completions)]
         for column in (policy.detach().double(), ref.double())
     ]
-    return [(of[0][w], of[0][l], of[1][w], of[1][l]) for w, l in batch.pairs.tolist()]
+    return [(of[0][good], of[0][bad], of[1][good], of[1][bad]) for good, bad in batch.pairs.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_sft_is_the_mean_over_all_supervised_tokens_of_the_step() -> None:
     batch, parts = whole_and_parts(17, completions=1)
     policy, _ = random_columns(batch, np.random.default_rng(18))
     share = SFT()(outputs(policy), batch, Totals.of([batch]))
-    assert share.loss.item() == pytest.approx(-float(policy.double().mean()), abs=1e-6)
+    assert share.loss.item() == pytest.approx(-policy.double().mean().item(), abs=1e-6)
     sizes = {part.num_targets for part in parts}
     assert len(sizes) > 1, "with equal parts a mean of means would pass too"
 

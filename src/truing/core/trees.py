@@ -22,7 +22,7 @@ ExampleKind = Literal["demonstration", "comparison", "judgement", "prompt"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where something came from: `file` and `row`, counted from 1 (a line of JSONL or CSV, an element of a JSON list)."""
+    """Where something came from: a row counts from 1 (a line of JSONL or CSV, an element of a JSON list)."""
 
     file: str
     row: int

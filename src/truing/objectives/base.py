@@ -1,7 +1,7 @@
 """The contract of a loss: frozen hyper-parameters and one pure call.
 
-An objective sees one micro-batch and the totals of the whole optimizer step. It returns this micro-batch's *share* of the
-step's loss, so that any split of a step over micro-batches or ranks gives the same loss and the same gradient.
+An objective sees one micro-batch and the totals of the whole optimizer step. It returns this micro-batch's *share* of
+the step's loss, so that any split of a step over micro-batches or ranks gives the same loss and the same gradient.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Objective(Settings, ABC):
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
         """Say what is wrong with the first step's figures, or return None.
 
-        Before the first update policy and reference are the same, so many losses have a known value; another value means
-        that the reference is not the starting policy, or that the batch is not what the loss thinks it is.
+        Before the first update policy and reference are the same, so many losses have a known value; another value
+        means that the reference is not the starting policy, or that the batch is not what the loss thinks it is.
         """
         return None
 
