@@ -1,0 +1,42 @@
+# Everything builds on .venv, made with pip from pyproject.toml and the pins of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: venv tour test check format docs bench clean
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)
+
+tour: venv
+	$(BIN)/truing tour --output runs/tour
+
+test: venv
+	$(BIN)/pytest
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/reference.py --check
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: venv
+	$(BIN)/python docs/reference.py
+
+bench: venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/dpo.py
+	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,209 @@
+"""From a file and `--set` overrides to a resolved recipe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from truing.core.errors import RecipeError, suggest
+from truing.core.settings import ELSEWHERE, parse
+from truing.recipe.schema import Recipe, Stage
+from truing.recipe.yaml_file import Document, Path_, read, value_of
+
+TOP_ONLY = ("output", "stages")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `key=value` overrides, and give every stage what it does not say itself.
+
+    Relative paths are looked for from the working directory first, then beside the recipe; they come out absolute, so
+    that the run can be resumed from anywhere.
+    """
+    document = read(path)
+    values = copy.deepcopy(document.values)
+    for override in overrides:
+        _apply(values, override)
+    return _resolve(document, values, path.resolve().parent)
+
+
+def recipe_from(values: Mapping[str, Any], folder: Path | None = None) -> Recipe:
+    """Resolve a recipe given as plain values, for use as a library."""
+    document = Document("recipe", dict(values), {})
+    return _resolve(document, copy.deepcopy(dict(values)), folder or Path.cwd())
+
+
+def dump(recipe: Recipe) -> str:
+    """Write a resolved recipe as YAML that `load_recipe` reads back to the same recipe."""
+    values = recipe.model_dump(mode="json")
+    for stage in values["stages"]:
+        stage["adapter"] = stage["adapter"] or "none"
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _resolve(document: Document, values: dict[str, Any], folder: Path) -> Recipe:
+    own_stages = _stages(document, values)
+    shared = {key: value for key, value in values.items() if key not in TOP_ONLY}
+    several = "stages" in values
+    stages = []
+    for index, own in enumerate(own_stages):
+        merged = _merge(shared, own)
+        if index > 0 and "model" not in own:
+            merged.pop("model", None)
+        prefix: Path_ = ("stages", index) if several else ()
+        stage = parse(Stage, merged, where=_locator(document, prefix))
+        if index == 0 and stage.model is None:
+            raise RecipeError(f"{document.where(())}'model' is missing; give a model folder or a hub id")
+        if "use" not in stage.objective:
+            raise RecipeError(f"{document.where((*prefix, 'objective'))}'objective.use' is missing, such as sft or dpo")
+        stages.append(_absolute(_named(stage), folder))
+    _refuse_equal_names(document, stages)
+    return parse(Recipe, {"output": values.get("output"), "stages": [_plain(stage) for stage in stages]})
+
+
+def _stages(document: Document, values: dict[str, Any]) -> list[dict[str, Any]]:
+    if "stages" not in values:
+        _check_keys(document, values)
+        return [{}]
+    stages = values["stages"]
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise RecipeError(f"{document.where(('stages',))}'stages' must be a list with one mapping a stage")
+    _check_keys(document, values)
+    return stages
+
+
+def _check_keys(document: Document, values: dict[str, Any]) -> None:
+    """A misspelt key at the top is reported once, at its line, not once for every stage."""
+    known = [*Stage.model_fields, *TOP_ONLY]
+    for key in values:
+        if key not in known:
+            hint = f"; here it is {ELSEWHERE[str(key)]}" if key in ELSEWHERE else suggest(str(key), known)
+            raise RecipeError(f"{document.where((str(key),))}'{key}' is not a known key{hint}")
+
+
+def _locator(document: Document, prefix: Path_) -> Any:
+    """Find a key's line in its stage, or at the top where the stage took it from there."""
+
+    def where(path: Path_) -> str:
+        in_stage = (*prefix, *path)
+        if prefix and in_stage not in document.lines and path in document.lines:
+            return document.where(path)
+        return document.where(in_stage)
+
+    return where
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `above` over `below`; sections are merged key by key. Another objective starts from nothing."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        other_objective = both and key == "objective" and value.get("use", under.get("use")) != under.get("use")
+        merged[key] = _merge(under, value) if both and not other_objective else value
+    return merged
+
+
+def _named(stage: Stage) -> Stage:
+    name = stage.name or str(stage.objective["use"]).rpartition(":")[2]
+    return stage.model_copy(update={"name": name})
+
+
+def _refuse_equal_names(document: Document, stages: list[Stage]) -> None:
+    names = [stage.name for stage in stages]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise RecipeError(
+                f"{document.where(('stages', index))}two stages are named '{name}'; give one a `name:` of its own"
+            )
+
+
+def _absolute(stage: Stage, folder: Path) -> Stage:
+    def found(value: str | None) -> str | None:
+        if value is None:
+            return None
+        for base in (Path.cwd(), folder):
+            if (base / value).exists():
+                return str((base / value).resolve())
+        return value
+
+    data = stage.data
+    paths = (data.path,) if isinstance(data.path, str) else data.path
+    resolved = tuple(found(path) or path for path in paths)
+    update: dict[str, Any] = {
+        "model": found(stage.model),
+        "data": data.model_copy(
+            update={"path": resolved[0] if isinstance(data.path, str) else resolved, "eval_path": found(data.eval_path)}
+        ),
+    }
+    if stage.template is not None and ("/" in stage.template or stage.template.endswith(".jinja")):
+        update["template"] = found(stage.template)
+    if stage.adapter is not None and stage.adapter.start is not None:
+        update["adapter"] = stage.adapter.model_copy(update={"start": found(stage.adapter.start)})
+    use = str(stage.objective["use"])
+    if ".py:" in use:
+        file, _, name = use.rpartition(":")
+        update["objective"] = {**stage.objective, "use": f"{found(file)}:{name}"}
+    return stage.model_copy(update=update)
+
+
+def _plain(stage: Stage) -> dict[str, Any]:
+    return stage.model_dump(mode="json")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value`; `stages.dpo.optim.lr` reaches a stage by its name or number (from 0)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: write it as key=value, such as --set optim.lr=1e-5")
+    path = key.strip().split(".")
+    value = value_of(text)
+    if path[0] != "stages":
+        _refuse_without_effect(values, path, override)
+        _put(values, path, value, override)
+        return
+    if len(path) < 3 or "stages" not in values:
+        raise RecipeError(
+            f"--set {override}: a stage's key is written stages.NAME.section.key, and the recipe needs stages"
+        )
+    _put(_stage_called(values["stages"], path[1], override), path[2:], value, override)
+
+
+def _stage_called(stages: list[dict[str, Any]], word: str, override: str) -> dict[str, Any]:
+    names = [str(s.get("name") or (s.get("objective") or {}).get("use", "")) for s in stages]
+    if word in names:
+        return stages[names.index(word)]
+    if word.isdigit() and int(word) < len(stages):
+        return stages[int(word)]
+    raise RecipeError(f"--set {override}: there is no stage '{word}'{suggest(word, names)}")
+
+
+def _put(section: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:
+    for part in path[:-1]:
+        inner = section.setdefault(part, {})
+        if not isinstance(inner, dict):
+            section[part] = inner = {"use": inner} if part in ("adapter", "objective") else {}
+        section = inner
+    section[path[-1]] = value
+
+
+def _refuse_without_effect(values: dict[str, Any], path: Sequence[str], override: str) -> None:
+    """An override that every stage overrides again would be silently lost."""
+    stages = values.get("stages")
+    if not isinstance(stages, list) or not stages:
+        return
+    if all(isinstance(stage, dict) and _has(stage, path) for stage in stages):
+        names = [str(stage.get("name") or stage["objective"]["use"]) for stage in stages]
+        keys = " or ".join(f"stages.{name}.{'.'.join(path)}" for name in names)
+        raise RecipeError(f"--set {override} has no effect: every stage sets its own; use {keys}")
+
+
+def _has(section: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if not isinstance(section, dict) or part not in section:
+            return False
+        section = section[part]
+    return True

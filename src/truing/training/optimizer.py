@@ -1,0 +1,134 @@
+"""AdamW over named parameters, with float32 master weights where a parameter is stored more narrowly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from truing.core.errors import NothingToTrain, RunError
+from truing.training.settings import OptimSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParameterGroup:
+    """Parameters that share a learning rate."""
+
+    parameters: Mapping[str, Parameter]
+    lr: float
+    """Peak rate."""
+
+
+class Optimizer:
+    """Fused AdamW (decoupled decay, arXiv:1711.05101) that accumulates gradients in float32.
+
+    A bf16 parameter gets a float32 master copy: each micro-batch's bf16 gradient is added to the master's float32
+    gradient as soon as autograd has produced it, and freed.
+    """
+
+    def __init__(self, groups: Sequence[ParameterGroup], settings: OptimSettings) -> None:
+        self._peaks: list[float] = []
+        self._stored: dict[str, Parameter] = {}
+        self._trained: dict[str, Parameter] = {}
+        torch_groups = []
+        for group in groups:
+            for decay, names in _by_decay(group.parameters, settings.weight_decay):
+                trained = [self._adopt(name, group.parameters[name]) for name in names]
+                torch_groups.append({"params": trained, "lr": group.lr, "weight_decay": decay})
+                self._peaks.append(group.lr)
+        if not self._trained:
+            raise NothingToTrain("no parameter is trainable; choose an adapter, or adapter: none for full weights")
+        self._adam = torch.optim.AdamW(
+            torch_groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
+        )
+        self._max_norm = settings.max_grad_norm
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained numbers."""
+        return sum(p.numel() for p in self._trained.values())
+
+    def _adopt(self, name: str, stored: Parameter) -> Parameter:
+        self._stored[name] = stored
+        if stored.dtype == torch.float32:
+            self._trained[name] = stored
+            return stored
+        master = Parameter(stored.detach().float())
+        self._trained[name] = master
+
+        def collect(parameter: Tensor) -> None:
+            if parameter.grad is None:
+                return
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad.add_(parameter.grad)
+            parameter.grad = None
+
+        stored.register_post_accumulate_grad_hook(collect)
+        return master
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the last step."""
+        for parameter in self._trained.values():
+            parameter.grad = None
+
+    def clip(self) -> float:
+        """Scale the gradient down to the largest norm allowed; return its norm before that."""
+        with_grad = [p for p in self._trained.values() if p.grad is not None]
+        if not with_grad:
+            raise NothingToTrain("the loss has no gradient: no trainable parameter took part in it")
+        limit = self._max_norm if self._max_norm is not None else float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(with_grad, limit))
+
+    def step(self, factor: float) -> None:
+        """Update the weights at `factor` times the peak rates."""
+        for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self._adam.step()
+        with torch.no_grad():
+            for name, stored in self._stored.items():
+                if stored is not self._trained[name]:
+                    stored.copy_(self._trained[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, in float32."""
+        return {name: p.detach() for name, p in self._trained.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and moments as flat tensors: `weight.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
+        out = {f"weight.{name}": p.detach() for name, p in self._trained.items()}
+        for name, parameter in self._trained.items():
+            for key, value in self._adam.state.get(parameter, {}).items():
+                out[f"{key}.{name}"] = value
+        return out
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned; refuses a state of other parameters."""
+        expected = {f"weight.{name}" for name in self._trained}
+        found = {key for key in state if key.startswith("weight.")}
+        if expected != found:
+            odd = sorted(expected ^ found)[:3]
+            raise RunError(f"the checkpoint was written for other parameters: {', '.join(odd)} do not match")
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state[f"weight.{name}"])
+                self._stored[name].copy_(state[f"weight.{name}"])
+                moments = {
+                    key: state[f"{key}.{name}"].clone()
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}.{name}" in state
+                }
+                if moments:
+                    self._adam.state[parameter] = moments
+
+
+def _by_decay(parameters: Mapping[str, Parameter], decay: float) -> list[tuple[float, list[str]]]:
+    if not decay:
+        return [(0.0, list(parameters))]
+    matrices = [name for name, p in parameters.items() if p.ndim >= 2]
+    vectors = [name for name, p in parameters.items() if p.ndim < 2]
+    return [(rate, names) for rate, names in ((decay, matrices), (0.0, vectors)) if names]

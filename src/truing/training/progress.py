@@ -1,0 +1,166 @@
+"""What a person sees while a run goes on: a bar in a terminal, a few lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Reporter(Protocol):
+    """Receives what happens. Text that came from data has to be made harmless before it gets here."""
+
+    def say(self, text: str) -> None:
+        """A sentence worth reading."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """A sentence that asks for attention."""
+        ...
+
+    def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None:
+        """A piece of a training row, as (text, whether it is trained on)."""
+        ...
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """A countable piece of work starts."""
+        ...
+
+    def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        """So much of it is done; `figures` are shown beside it."""
+        ...
+
+    def end(self) -> None:
+        """The piece of work is over."""
+        ...
+
+
+class Silent:
+    """Says nothing, for use as a library."""
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None: ...
+
+    def begin(self, what: str, total: int, done: int = 0) -> None: ...
+
+    def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Lines:
+    """For logs and pipes: sentences, and about ten lines for each piece of work."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._total = self._next = 0
+        self._started = 0.0
+
+    def say(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+
+    def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None:
+        marked = "".join(f"⟦{text}⟧" if trained else text for text, trained in parts)
+        self.say(f"    {name:<10} {marked!r}")
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._started = what, total, time.monotonic()
+        self._next = done + max(1, total // 10)
+
+    def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        if figures is None or (done < self._next and done != self._total):
+            return
+        self._next = done + max(1, self._total // 10)
+        self.say(f"{self._what} {done}/{self._total}  {_figures(figures)}")
+
+    def end(self) -> None: ...
+
+
+class Terminal:
+    """A live bar with the time left and the figures of the last step."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: Task | None = None
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+
+    def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None:
+        line = Text(f"    {name:<10} ", style="dim")
+        for text, trained in parts:
+            line.append(repr(text)[1:-1], style="green" if trained else "dim")
+        self._console.print(line)
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<9}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            _Figures(),
+            console=self._console,
+            transient=True,
+        )
+        task_id = self._progress.add_task(what, total=total, completed=done, figures={})
+        self._task = self._progress.tasks[task_id]
+        self._progress.start()
+
+    def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task.id, completed=done, **({"figures": figures} if figures else {}))
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            if self._task is not None and self._task.fields["figures"]:
+                self.say(
+                    f"{self._task.description:<9} {self._task.completed}/{self._task.total}  "
+                    + _figures(self._task.fields["figures"])
+                )
+            self._progress = None
+
+
+class _Figures(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_figures(task.fields["figures"]), style="cyan")
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {_number(value)}" for name, value in figures.items())
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.3f}"
+
+
+def reporter() -> Reporter:
+    """A bar where a person watches, lines where output goes to a file."""
+    console = Console()
+    return Terminal(console) if console.is_terminal and os.environ.get("TERM") != "dumb" else Lines()
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,114 @@
+"""Log-probs of the frozen policy that a stage began with: computed beside the policy, or once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from truing.core.batch import Batch
+from truing.core.errors import GuardError
+from truing.models.roles import Role
+
+
+class LogprobStore:
+    """Log-probs by tree digest. The file's name hashes all else they depend on: model, adapter, precision."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        self._values: dict[str, np.ndarray] = {}
+        self._read()
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, digests: Iterable[str]) -> np.ndarray:
+        """Concatenate the log-probs of some trees, float32 [K]."""
+        return np.concatenate([self._values[digest] for digest in digests])
+
+    def put(self, digest: str, values: np.ndarray) -> None:
+        """Keep the log-probs of one tree, float32."""
+        self._values.setdefault(digest, values)
+
+    def save(self) -> None:
+        """Write the file whole, in place of the one that was read."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        digests = np.frombuffer(b"".join(bytes.fromhex(d) for d in self._values), dtype=np.uint8).reshape(-1, 32)
+        lengths = np.array([len(v) for v in self._values.values()], dtype=np.int64)
+        staging = self.file.with_suffix(f".{os.getpid()}.part")
+        save_file(
+            {"digests": digests.copy(), "lengths": lengths, "logprobs": np.concatenate(list(self._values.values()))},
+            staging,
+        )
+        staging.replace(self.file)
+
+    def _read(self) -> None:
+        if not self.file.is_file():
+            return
+        try:
+            stored = load_file(self.file)
+            digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
+        except (SafetensorError, KeyError, OSError):
+            return  # a cache that cannot be read is computed again
+        if lengths.sum() != len(logprobs) or len(lengths) != len(digests):
+            return
+        for digest, part in zip(digests, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
+            self._values[digest.tobytes().hex()] = part
+
+
+class ReferenceLogprobs:
+    """Fills the column `ref_logprobs`, float32 [K], from the store where it can, else from the reference itself."""
+
+    def __init__(self, role: Role, store: LogprobStore | None) -> None:
+        self._role: Role | None = role
+        self._store = store
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self._store is not None and all(digest in self._store for digest in batch.digests):
+            kept = torch.from_numpy(self._store.get(batch.digests))
+            return batch.with_columns(ref_logprobs=kept.to(batch.tokens.device))
+        if self._role is None:
+            raise GuardError("a row has no precomputed reference log-probs, and the reference is no longer in memory")
+        return batch.with_columns(ref_logprobs=_logprobs(self._role, batch))
+
+    def precompute(self, batches: Iterable[Batch], on_batch: Callable[[int], None]) -> int:
+        """Fill the store for all batches, then let go of the reference; return how many trees were new.
+
+        Training packs the first pass over the data in the same way, so that its first loss has no rounding in it.
+        """
+        if self._store is None or self._role is None:
+            return 0
+        before = len(self._store)
+        for batch in batches:
+            if not all(digest in self._store for digest in batch.digests):
+                values = _logprobs(self._role, batch).cpu().numpy()
+                for digest, part in zip(batch.digests, np.split(values, _tree_ends(batch)), strict=True):
+                    self._store.put(digest, part)
+            on_batch(len(batch.digests))
+        added = len(self._store) - before
+        if added:
+            self._store.save()
+        self._role = None
+        return added
+
+
+def _logprobs(role: Role, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return role.outputs(batch).logprobs
+
+
+def _tree_ends(batch: Batch) -> np.ndarray:
+    """Where each tree's targets end on the K axis, the last left out, as `np.split` wants them."""
+    counts = np.zeros(len(batch.digests), dtype=np.int64)
+    np.add.at(counts, batch.completion_tree.cpu().numpy(), np.asarray(batch.target_counts))
+    return np.cumsum(counts)[:-1]

@@ -1,0 +1,161 @@
+"""A run's folder: the only thing that reports, comparisons and resuming read."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from truing.core.errors import MachineError, RunError
+
+
+class RunDirectory:
+    """Files of one run. Whoever writes holds its lock; a file is either whole or absent, metrics grow by lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Make a new run folder and lock it; a folder with something in it is refused and left alone."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; give another --output")
+        entries = [entry for entry in path.iterdir() if entry.name != ".lock"] if path.is_dir() else []
+        if any(path.rglob("metrics.jsonl")) or any(path.rglob("final")):
+            raise RunError(
+                f"{path} already holds a run; continue it with `truing resume {path}`, or give another --output"
+            )
+        strangers = sorted(entry.name for entry in entries if not _is_ours(entry))
+        if strangers:
+            raise RunError(f"{path} is not empty (it has {strangers[0]}); give another --output")
+        run = cls(path)
+        run._make()
+        run.lock()
+        for entry in entries:  # of a run that ended before its first step
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open an existing run for reading."""
+        if not (path / "recipe.yaml").is_file():
+            raise RunError(f"{path} is not a run directory: it has no recipe.yaml")
+        return cls(path)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise MachineError(f"cannot create {self.path}: {failure.strerror}") from failure
+
+    def lock(self) -> None:
+        """Become the only writer; the lock ends with the process, however it ends."""
+        try:
+            handle = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as failure:
+            raise MachineError(f"cannot write to {self.path}: {failure.strerror}") from failure
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            handle.close()
+            raise RunError(
+                f"{self.path} is being written by process {holder}; wait for it, or give another --output"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        self._lock = handle
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole: to a neighbour first, then renamed."""
+        target = self.path / name
+        staging = target.with_name(f".{target.name}.part")
+        with staging.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        staging.replace(target)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file whole."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as failure:
+            raise RunError(f"{self.path / name} cannot be read: {failure}") from failure
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one line of JSON to a file such as metrics.jsonl."""
+        with (self.path / name).open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def truncate_lines(self, name: str, last_step: int) -> None:
+        """Keep the lines up to a step: what came after the checkpoint is trained again and written again."""
+        file = self.path / name
+        if not file.is_file():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break  # the line that the kill cut short
+            if row["step"] > last_step:
+                break
+            kept.append(line)
+        self.write_text(name, "".join(line + "\n" for line in kept))
+
+    def is_finished(self) -> bool:
+        """Whether the result has been written."""
+        return (self.path / "final").is_dir()
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether a run that has not made a step yet may have written this."""
+    if entry.is_dir():
+        return entry.name in ("reference", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
+    return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl")
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Give a finished folder its final name in one rename, after every byte of it is on the disk."""
+    for file in sorted(staging.rglob("*")):
+        _sync(file)
+    _sync(staging)
+    if target.exists():
+        shutil.rmtree(target)
+    staging.replace(target)
+    _sync(target.parent)
+
+
+def fresh_staging(target: Path) -> Path:
+    """An empty neighbour of `target` to write into."""
+    staging = target.with_name(f".{target.name}.part")
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""The sections of a recipe that steer the trainer. Free of torch, so that a recipe can be read without it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from truing.core.settings import Settings
+
+
+class OptimSettings(Settings):
+    """How weights move: AdamW with a schedule and a clip."""
+
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; by default the objective's own, ten times that with LoRA."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data, where `max_steps` does not say otherwise."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, over as many passes as it takes."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """What the rate does after the warm-up: stay, or fall to `min_lr_ratio` of the peak."""
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps in which the rate rises from zero to its peak."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """The last rate as a share of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """The gradient of a step is scaled down to this norm; null leaves it as it is."""
+
+
+class BatchSettings(Settings):
+    """What one optimizer step sees, and how much of it at a time. The result does not depend on `micro_tokens`."""
+
+    examples: int | None = Field(default=None, ge=1)
+    """Rows in one optimizer step (a comparison is one row); 16 where `tokens` is not given either."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one optimizer step instead of a count of rows."""
+    micro_tokens: int = Field(default=8192, ge=1)
+    """Tokens computed at once; the knob for memory. A row longer than this is computed alone."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BatchSettings:
+        if self.examples is not None and self.tokens is not None:
+            raise ValueError("give batch.examples or batch.tokens, not both")
+        return self
+
+
+class PrecisionSettings(Settings):
+    """Number formats. `precision: bf16` is short for `precision: {dtype: bf16}`."""
+
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Format of the base weights and activations; auto keeps the checkpoint's where this machine is fast in it.
+    Adapters, optimizer state, log-probs and losses are float32 always; full training in bf16 keeps float32 masters."""
+    matmul: Literal["auto", "highest", "medium"] = "auto"
+    """How float32 products are computed on a CPU; auto times both and takes the faster if it is as exact."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, much less memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"dtype": value} if isinstance(value, str) else value
+
+
+class EvaluationSettings(Settings):
+    """Measuring on held-out rows (`data.holdout` or `data.eval_path`)."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations; by default five times over the run. The last step is always evaluated."""
+    limit: int = Field(default=200, ge=1)
+    """Held-out rows used."""
+
+
+class SampleSettings(Settings):
+    """Completions of fixed prompts, written while training: a lower loss is not yet a better model."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between samples; by default only before the first and after the last step."""
+    count: int = Field(default=3, ge=0)
+    """How many prompts of the data are used where `prompts` is empty; 0 turns samples off."""
+    prompts: tuple[str, ...] = ()
+    """Your own prompts, each as one user turn."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Length of a sample at most."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token each time."""
+
+
+class CheckpointSettings(Settings):
+    """Saving the state of a run, so that `truing resume` continues it exactly."""
+
+    every: int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, ge=2)
+    """Checkpoints kept; at least two, so that a damaged one has a predecessor."""
+
+
+class ReferenceSettings(Settings):
+    """The frozen policy that preference losses compare with: the policy as this stage began."""
+
+    precompute_ref_log_probs: bool | None = None
+    """Compute the reference once before training. By default: with full weights (no second model is then kept), and
+    with LoRA when the data are passed over more than once."""
+    cache: str | None = None
+    """A folder in which log-probs are kept and shared between runs; by default one in the run directory."""

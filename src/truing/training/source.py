@@ -1,0 +1,74 @@
+"""Where a trainer's steps come from: rows in a planned order, packed, with their columns filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from truing.core.batch import Batch, Totals
+from truing.core.trees import Tree
+from truing.data.packing import StepPlan, pack
+
+Annotate = Callable[[Batch], Batch]
+"""Fills columns that need no gradient, such as reference log-probs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedStep:
+    """Everything one optimizer step computes on."""
+
+    index: int
+    batches: tuple[Batch, ...]
+    totals: Totals
+    rows_done: int
+    """Rows consumed by the run when this step is done."""
+
+
+class Source(Protocol):
+    """A run's steps; asked for those from `start` on, it gives the same ones as if it had given all before."""
+
+    total_steps: int
+
+    def steps(self, start: int) -> Iterator[PreparedStep]:
+        """Yield the steps from number `start` on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeSource:
+    """Steps from a fixed set of trees."""
+
+    trees: Sequence[Tree]
+    plan: StepPlan
+    collate: Callable[[Sequence[Tree]], Batch]
+    annotate: Annotate
+    device: torch.device
+    total_steps: int
+
+    def steps(self, start: int) -> Iterator[PreparedStep]:
+        for step in self.plan.steps(start):
+            bare = [self.collate([self.trees[row] for row in micro]) for micro in step.micro_batches]
+            batches = tuple(self.annotate(batch.to(self.device)) for batch in bare)
+            yield PreparedStep(step.index, batches, Totals.of(batches), step.first + step.rows)
+
+    def first_pass(self) -> Iterator[Batch]:
+        """Yield the bare batches of the first pass over the data, packed as training will pack them."""
+        for step in self.plan.steps():
+            for micro in step.micro_batches:
+                yield self.collate([self.trees[row] for row in micro]).to(self.device)
+            if step.first + step.rows >= len(self.trees):
+                return
+
+
+def fixed_batches(
+    trees: Sequence[Tree],
+    sizes: Sequence[int],
+    micro_tokens: int,
+    collate: Callable[[Sequence[Tree]], Batch],
+    device: torch.device,
+) -> tuple[Batch, ...]:
+    """Pack trees that are looked at again and again, such as held-out rows."""
+    return tuple(collate([trees[i] for i in group]).to(device) for group in pack(sizes, micro_tokens))

@@ -1,0 +1,217 @@
+"""The one training loop. Methods differ in their objective and in where their steps come from, not here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from truing.core.batch import Batch
+from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed
+from truing.core.reduce import average
+from truing.models.roles import Role
+from truing.objectives.base import Objective
+from truing.training import checkpoint
+from truing.training.checkpoint import Checkpoint
+from truing.training.evaluation import evaluate
+from truing.training.optimizer import Optimizer
+from truing.training.progress import Reporter, peak_memory_bytes
+from truing.training.run_directory import RunDirectory
+from truing.training.schedule import rate_factor
+from truing.training.settings import CheckpointSettings, OptimSettings
+from truing.training.source import Annotate, PreparedStep, Source
+
+NON_FINITE_STEPS = 3
+"""Steps in a row without a finite gradient after which a run stops."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """When a run does what, beside updating."""
+
+    optim: OptimSettings
+    checkpoint: CheckpointSettings
+    evaluate_every: int
+    sample_every: int | None
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Rows kept aside, packed."""
+
+    batches: Sequence[Batch] = ()
+    annotate: Annotate = lambda batch: batch
+
+
+@dataclass(slots=True)
+class Progressed:
+    """What a run has behind it; saved with every checkpoint."""
+
+    step: int = 0
+    rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(eq=False)
+class Trainer:
+    """Runs a source's steps through a policy and an objective."""
+
+    policy: Role
+    objective: Objective
+    source: Source
+    optimizer: Optimizer
+    plan: Plan
+    run: RunDirectory
+    reporter: Reporter
+    held_out: HeldOut = field(default_factory=HeldOut)
+    sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
+    """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
+    progressed: Progressed = field(default_factory=Progressed)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.path / "checkpoints"
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back to where a checkpoint was written."""
+        self.optimizer.load_state({k: v for k, v in saved.tensors.items() if not k.startswith("random.")})
+        self.progressed = Progressed(**saved.values["progressed"])
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            self.run.truncate_lines(name, saved.step)
+        checkpoint.restore_random_states(saved.tensors, saved.values["random"])
+
+    def fit(self) -> None:
+        """Train from where the run stands to its end."""
+        total = self.source.total_steps
+        if self.progressed.step == 0:
+            self._write_samples(0)
+        self.reporter.begin(self.objective.name, total, self.progressed.step)
+        try:
+            for step in self.source.steps(self.progressed.step):
+                self._one_step(step, total)
+        finally:
+            self.reporter.end()
+
+    def _one_step(self, step: PreparedStep, total: int) -> None:
+        started = time.perf_counter()
+        row = self._update(step, total)
+        row["seconds"] = time.perf_counter() - started
+        self.progressed.seconds += row["seconds"]
+        done = self.progressed.step
+        if self.held_out.batches and (done % self.plan.evaluate_every == 0 or done == total):
+            row |= evaluate(self.policy, self.objective, self.held_out.batches, self.held_out.annotate)
+        row["memory_bytes"] = peak_memory_bytes()
+        self.run.append("metrics.jsonl", _finite(row))
+        self.reporter.advance(done, _shown(row))
+        if done == total or (self.plan.sample_every and done % self.plan.sample_every == 0):
+            self._write_samples(done)
+        if done % self.plan.checkpoint.every == 0 or done == total:
+            self.save()
+
+    def _update(self, step: PreparedStep, total: int) -> dict[str, Any]:
+        """One optimizer step; returns its row of metrics.jsonl."""
+        loss, metrics = self._accumulate(step)
+        norm = self.optimizer.clip()
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if step.index == 0:
+            self._preflight(loss, norm, metrics)
+        factor = rate_factor(step.index, total, self.plan.optim)
+        if finite:
+            self.optimizer.step(factor)
+        self._count(step, finite)
+        peak = self.plan.optim.lr or 0.0
+        return {
+            "step": self.progressed.step,
+            "loss": loss,
+            "learning_rate": peak * factor,
+            "grad_norm": norm,
+            "tokens": sum(batch.layout.size for batch in step.batches),
+            "num_tokens": self.progressed.tokens,
+            "rows": self.progressed.rows,
+            "skipped_steps": self.progressed.skipped,
+            **metrics,
+        }
+
+    def _accumulate(self, step: PreparedStep) -> tuple[float, dict[str, float]]:
+        """Sum the shares of all micro-batches, forward and backward; return the step's loss and metrics."""
+        if step.totals.tokens == 0:
+            raise NothingToTrain(f"step {step.index + 1} has no supervised token")
+        self.optimizer.zero_grad()
+        loss = torch.zeros((), dtype=torch.float64)
+        parts = []
+        for batch in step.batches:
+            share = self.objective(self.policy.outputs(batch), batch, step.totals)
+            if not share.loss.requires_grad:
+                raise NothingToTrain("the loss does not depend on any trainable parameter")
+            share.loss.backward()  # type: ignore[no-untyped-call]
+            loss += share.loss.detach().double().cpu()
+            parts.append(share.metrics)
+        return float(loss), average(parts)
+
+    def _preflight(self, loss: float, norm: float, metrics: Mapping[str, float]) -> None:
+        """Refuse to make the first update when something known to be true is not."""
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise PreflightFailed(
+                f"preflight: the first loss is {loss} and its gradient norm {norm}; both must be finite"
+            )
+        if norm == 0.0:
+            raise PreflightFailed("preflight: the first gradient is zero everywhere; the run would learn nothing")
+        complaint = self.objective.start_complaint(loss, metrics, self.plan.vocab_size)
+        if complaint:
+            raise PreflightFailed(f"preflight: {complaint}")
+
+    def _count(self, step: PreparedStep, finite: bool) -> None:
+        self.progressed.step = step.index + 1
+        self.progressed.rows = step.rows_done
+        self.progressed.tokens += sum(batch.layout.size for batch in step.batches)
+        self.progressed.skipped += not finite
+        self.progressed.skipped_in_a_row = 0 if finite else self.progressed.skipped_in_a_row + 1
+        if not finite:
+            self.reporter.warn(f"step {self.progressed.step} has no finite gradient and was skipped")
+        if self.progressed.skipped_in_a_row >= NON_FINITE_STEPS:
+            raise NonFinite(
+                f"{NON_FINITE_STEPS} steps in a row had no finite gradient; the last good state is in "
+                f"{self.checkpoints}. Lower optim.lr, or train in precision: fp32"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        tensors, values = checkpoint.random_states()
+        state = Checkpoint(
+            self.progressed.step,
+            {**self.optimizer.state(), **tensors},
+            {"progressed": self.progressed.as_json(), "random": values},
+        )
+        checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)
+
+    def _write_samples(self, done: int) -> None:
+        for row in self.sample(done) if self.sample else ():
+            self.run.append("samples.jsonl", row)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a figure that is not finite is written as null, never as a number that looks like one."""
+    return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, float]:
+    """The few figures worth a place beside the bar."""
+    shown = {"loss": row["loss"]}
+    for key, name in (("rewards/margins", "margin"), ("rewards/accuracies", "accuracy"), ("eval_loss", "eval")):
+        if key in row:
+            shown[name] = row[key]
+    shown["tok/s"] = row["tokens"] / max(row["seconds"], 1e-9)
+    shown["GB"] = row["memory_bytes"] / 1e9
+    return shown
