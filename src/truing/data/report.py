@@ -1,0 +1,97 @@
+"""What was read, dropped and cut: `data.json` of a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from truing.core.trees import Origin, Tree
+from truing.data.truncation import Cuts
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """One file as it was read."""
+
+    name: str
+    sha256: str
+    format: str
+    guess: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long something is, in tokens."""
+
+    p50: int
+    p95: int
+    max: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Lengths:
+        """Percentiles of a list of lengths; zeros for none."""
+        if not lengths:
+            return cls(0, 0, 0)
+        p50, p95 = np.percentile(lengths, [50, 95], method="higher")
+        return cls(int(p50), int(p95), max(lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """Everything that happened between the files and the trees."""
+
+    files: tuple[FileReport, ...]
+    template: str
+    template_sha256: str | None
+    rows_read: int
+    rows_used: int
+    """Rows that became trees, held-out ones included."""
+    trees: int
+    held_out: int
+    """Trees kept out of training."""
+    dropped: Mapping[str, tuple[Origin, ...]]
+    """Reason → rows."""
+    cuts: Cuts
+    prompt_tokens: Lengths
+    completion_tokens: Lengths
+    supervised_tokens: int
+    duplicates: int
+    """Trees that repeat an earlier one exactly."""
+    notes: tuple[str, ...]
+    evaluation: DataReport | None = None
+    """The same of `eval_path`."""
+
+    def as_json(self) -> dict[str, object]:
+        """The report as JSON values; row numbers are grouped by file."""
+        return {
+            "files": [asdict(file) for file in self.files],
+            "template": {"name": self.template, "sha256": self.template_sha256},
+            "rows": {"read": self.rows_read, "used": self.rows_used},
+            "trees": {"train": self.trees - self.held_out, "held_out": self.held_out},
+            "dropped": {reason: _by_file(rows) for reason, rows in self.dropped.items()},
+            "truncated": asdict(self.cuts),
+            "tokens": {
+                "prompt": asdict(self.prompt_tokens),
+                "completion": asdict(self.completion_tokens),
+                "supervised": self.supervised_tokens,
+            },
+            "duplicates": self.duplicates,
+            "notes": list(self.notes),
+            "evaluation": None if self.evaluation is None else self.evaluation.as_json(),
+        }
+
+
+def count_duplicates(trees: Iterable[Tree]) -> int:
+    """Count the trees that repeat an earlier one: tokens, masks, labels and pairs."""
+    seen = [(tree.digest(), tuple(c.label for c in tree.completions), tree.pairs) for tree in trees]
+    return len(seen) - len(set(seen))
+
+
+def _by_file(rows: Sequence[Origin]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for origin in rows:
+        found.setdefault(origin.file, []).append(origin.row)
+    return found
