@@ -1,0 +1,296 @@
+"""Attention over trees: a completion sees its own prompt and itself, so a prompt is computed once.
+
+A batch is one row of T tokens; `tree_plan` cuts its layout into blocks, and each block is one or a few kernel calls.
+On a CPU the whole layout is one autograd function over the fused kernel; other devices go through
+`scaled_dot_product_attention`; soft caps and sinks, which fused kernels lack, are computed from explicit scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
+
+from truing.core.errors import ModelError
+from truing.models.tree_plan import Bush, Fork, TreePlan
+
+NAME = "truing_tree"
+
+UPCAST = 128
+"""Tokens up to which the bfloat16 backward runs in float32: there the CPU kernel is 3-5 times slower in bfloat16."""
+
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def register() -> None:
+    """Make tree attention known to transformers, once; models then choose it by `NAME`.
+
+    It is *not* made known as a mask: transformers then builds none, and the layout alone says who sees whom.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, tree_attention)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,  # float [1, H, T, D]
+    key: Tensor,  # float [1, Hkv, T, D]
+    value: Tensor,  # float [1, Hkv, T, Dv]
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree_layout: TreePlan | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,  # float [H], logits of attention sinks
+    position_bias: Tensor | None = None,
+    **unused: Any,  # transformers hands every attention function whatever its models pass along
+) -> tuple[Tensor, None]:
+    """Attend as the layout says; the signature is that of transformers' attention functions. Returns [1, T, H, Dv].
+
+    Raises ModelError where the model asks for something that would be left out silently.
+    """
+    if tree_layout is None:
+        raise ModelError(f"{type(module).__name__} was called without its batch's layout; run it through LanguageModel")
+    if attention_mask is not None or position_bias is not None:
+        raise ModelError(f"{type(module).__name__} adds a mask or bias of its own, which tree attention cannot place")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window or None
+    if window is not None:
+        tree_layout.windows.add(window)
+    if softcap is not None or s_aux is not None:
+        return _scored_trees(query, key, value, tree_layout, scale, window, dropout, softcap, s_aux), None
+    if query.device.type == "cpu" and dropout == 0.0 and value.shape[-1] == key.shape[-1]:
+        return _FlashTrees.apply(query, key, value, tree_layout, scale, window), None  # type: ignore[no-untyped-call]
+    return fused_trees(query, key, value, tree_layout, scale, window, dropout), None
+
+
+class _FlashTrees(torch.autograd.Function):
+    """The CPU's fused kernel, forward and backward, over a whole layout; grouped key heads need no copies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float, window: int | None
+    ) -> Tensor:
+        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        _, heads, size, width = query.shape
+        out = query.new_empty(1, size, heads, width).transpose(1, 2)
+        lse = query.new_empty(1, size, heads, dtype=_lse_dtype(query)).transpose(1, 2)
+        for block in plan.blocks(window):
+            if isinstance(block, Fork):
+                _fork_forward(query, key, value, out, lse, block, scale)
+                continue
+            mask = plan.mask(block, window, query.dtype, query.device) if isinstance(block, Bush) else None
+            here = (2, block.start, block.size)
+            part, part_lse = FLASH(
+                query.narrow(*here),
+                key.narrow(*here),
+                value.narrow(*here),
+                0.0,
+                mask is None,
+                attn_mask=mask,
+                scale=scale,
+            )
+            out.narrow(*here).copy_(part)
+            lse.narrow(*here).copy_(part_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plan, ctx.scale, ctx.window = plan, scale, window
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        query, key, value = saved[:3]
+        grad = grads[0].transpose(1, 2)
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        into = _GradBuffers(query, key, value)
+        for block in ctx.plan.blocks(ctx.window):
+            if isinstance(block, Fork):
+                _fork_backward(grad, saved, into, block, ctx.scale)
+                continue
+            mask = ctx.plan.mask(block, ctx.window, query.dtype, query.device) if isinstance(block, Bush) else None
+            here = (block.start, block.size)
+            into.put(here, here, _flash_backward(grad, saved, here, here, mask is None, mask, ctx.scale))
+        return into.query, into.key, into.value, None, None, None
+
+
+class _GradBuffers:
+    """Gradients of the whole token axis, filled block by block; a key's are written before they are added to."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self.query, self.key, self.value = (
+            x.new_empty(1, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)
+        )
+
+    def put(self, rows: tuple[int, int], columns: tuple[int, int], grads: tuple[Tensor, Tensor, Tensor]) -> None:
+        self.query.narrow(2, *rows).copy_(grads[0])
+        self.key.narrow(2, *columns).copy_(grads[1])
+        self.value.narrow(2, *columns).copy_(grads[2])
+
+
+def _lse_dtype(query: Tensor) -> torch.dtype:
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
+
+
+def _fork_forward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, fork: Fork, scale: float
+) -> None:
+    """Prompt, all completions on the prompt, each on itself; then merge the last two by their log-sum-exps."""
+    prompt = (2, fork.start, fork.prompt)
+    branches = (2, fork.start + fork.prompt, fork.size)
+    prompt_key, prompt_value = key.narrow(*prompt), value.narrow(*prompt)
+    part, part_lse = FLASH(query.narrow(*prompt), prompt_key, prompt_value, 0.0, True, scale=scale)
+    out.narrow(*prompt).copy_(part)
+    lse.narrow(*prompt).copy_(part_lse)
+    cross, cross_lse = FLASH(query.narrow(*branches), prompt_key, prompt_value, 0.0, False, scale=scale)
+    own = torch.empty_like(cross)
+    own_lse = torch.empty_like(cross_lse)
+    for start, size in fork.completions:
+        here = (2, start, size)
+        there = (2, start - branches[1], size)
+        part, part_lse = FLASH(query.narrow(*here), key.narrow(*here), value.narrow(*here), 0.0, True, scale=scale)
+        own.narrow(*there).copy_(part)
+        own_lse.narrow(*there).copy_(part_lse)
+    total = torch.logaddexp(cross_lse, own_lse)
+    weight = (cross_lse - total).exp_().unsqueeze(-1)
+    wide = total.dtype
+    out.narrow(*branches).copy_(torch.lerp(own.to(wide), cross.to(wide), weight))
+    lse.narrow(*branches).copy_(total)
+
+
+def _fork_backward(grad: Tensor, saved: Sequence[Tensor], into: _GradBuffers, fork: Fork, scale: float) -> None:
+    """The merged output and log-sum-exp in every call make each part's gradient exact, with no term for the merge."""
+    prompt = (fork.start, fork.prompt)
+    branches = (fork.start + fork.prompt, fork.size)
+    into.put(prompt, prompt, _flash_backward(grad, saved, prompt, prompt, True, None, scale))
+    for span in fork.completions:
+        into.put(span, span, _flash_backward(grad, saved, span, span, True, None, scale))
+    grads = _flash_backward(grad, saved, branches, prompt, False, None, scale)
+    into.query.narrow(2, *branches).add_(grads[0])
+    into.key.narrow(2, *prompt).add_(grads[1])
+    into.value.narrow(2, *prompt).add_(grads[2])
+
+
+def _flash_backward(
+    grad: Tensor,
+    saved: Sequence[Tensor],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    causal: bool,
+    mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse = saved
+    parts = [
+        grad.narrow(2, *rows),
+        query.narrow(2, *rows),
+        key.narrow(2, *columns),
+        value.narrow(2, *columns),
+        out.narrow(2, *rows),
+    ]
+    if query.dtype == torch.bfloat16 and max(rows[1], columns[1]) <= UPCAST:
+        parts = [part.float() for part in parts]
+        mask = None if mask is None else mask.float()
+    grads: tuple[Tensor, Tensor, Tensor] = FLASH_BACKWARD(
+        *parts, lse.narrow(2, *rows), 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return grads
+
+
+def fused_trees(
+    query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float, window: int | None, dropout: float
+) -> Tensor:
+    """Attend with `scaled_dot_product_attention` alone, for other devices and unequal widths: float [1, T, H, Dv].
+
+    A completion's keys are gathered behind its prompt's, which keeps every call causal and so on a fused kernel.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    parts: list[Tensor] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool) -> None:
+        parts.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+            )
+        )
+
+    for block in plan.blocks(window):
+        if isinstance(block, Fork):
+            here = (2, block.start, block.prompt)
+            prompt_key, prompt_value = key.narrow(*here), value.narrow(*here)
+            attend(query.narrow(*here), prompt_key, prompt_value, None, True)
+            for start, size in block.completions:
+                keys = torch.cat([prompt_key, key.narrow(2, start, size)], dim=2)
+                values = torch.cat([prompt_value, value.narrow(2, start, size)], dim=2)
+                attend(query.narrow(2, start, size), keys, values, causal_lower_right(size, block.prompt + size), False)
+            continue
+        here = (2, block.start, block.size)
+        mask = plan.mask(block, window, query.dtype, query.device) if isinstance(block, Bush) else None
+        attend(query.narrow(*here), key.narrow(*here), value.narrow(*here), mask, mask is None)
+    if not parts:
+        return query.new_zeros(1, 0, query.shape[1], value.shape[-1])
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def _scored_trees(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TreePlan,
+    scale: float,
+    window: int | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with explicit scores, for what fused kernels lack; scores are recomputed in the backward pass."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    parts: list[Tensor] = []
+    for tree in plan.layout.trees:
+        here = (2, tree.start, tree.stop - tree.start)
+        mask = plan.mask(Bush(here[1], here[2], (tree,)), window, torch.float32, query.device)
+        part = checkpoint(
+            _scored,
+            query.narrow(*here),
+            key.narrow(*here),
+            value.narrow(*here),
+            mask,
+            scale,
+            dropout,
+            softcap,
+            sinks,
+            use_reentrant=False,
+            preserve_rng_state=dropout > 0,
+        )
+        assert isinstance(part, Tensor)
+        parts.append(part)
+    return torch.cat(parts, dim=2).transpose(1, 2) if parts else torch.zeros_like(query).transpose(1, 2)
+
+
+def _scored(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    scores = (query @ key.transpose(-1, -2)).float() * scale  # float32 [1, H, t, t]
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if sinks is not None:
+        column = sinks.float().reshape(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
+    return F.dropout(weights, dropout).to(value.dtype) @ value

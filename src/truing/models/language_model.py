@@ -1,0 +1,217 @@
+"""A transformers model that takes batches of trees and returns log-probs of their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from truing.core.batch import Batch, Layout, Outputs, Span, TreeSpans, collate
+from truing.core.errors import InputError, ModelError
+from truing.core.trees import Tree
+from truing.models.attention import NAME, register
+from truing.models.heads import output_head
+from truing.models.logprobs import CHUNK_BYTES, linear_logprobs, logits_logprobs
+from truing.models.tree_plan import TreePlan, longest_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Sharing = Literal["tree", "packed", "alone"]
+"""How sequences share a forward pass: prompts computed once; end to end with a prompt each; one at a time."""
+
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+"""Rotary variants whose angles for *all* tokens change once the longest sequence passes the original context."""
+
+
+class LanguageModel:
+    """A causal language model, run on trees.
+
+    Two ways of sharing run under tree attention; `alone` runs each sequence by itself under the model's own attention,
+    which is exact for every causal model and slow. Whoever builds one asks `selfcheck` which to use.
+    """
+
+    def __init__(self, module: PreTrainedModel, *, sharing: Sharing = "tree") -> None:
+        register()
+        self.module = module
+        self.sharing: Sharing = sharing
+        self.stock = stock_attention(module)
+        """The attention that transformers itself would have taken."""
+        self._body = module.base_model
+        if self._body is module:
+            raise ModelError(f"{type(module).__name__} has no body apart from its head; truing trains causal models")
+        self._limit = _exact_length(module)
+        self.windows: set[int] = set()
+        """Sliding windows that layers have asked tree attention for."""
+        set_attention(module, self.stock if sharing == "alone" else NAME)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return torch.device(self.module.device)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding: every token id must be smaller."""
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of context that the model was made for; None where its configuration names no limit."""
+        values = vars(self.module.config.get_text_config())
+        # GPT-2 once wrote n_positions and transformers maps it, so that one name covers the families.
+        limit = values.get("max_position_embeddings", values.get("n_positions"))
+        return None if limit is None else int(limit)
+
+    def collate(self, trees: Sequence[Tree]) -> Batch:
+        """Lay trees out in the way this model can compute, on its device."""
+        return collate(trees, share_prompts=self.sharing == "tree").to(self.device)
+
+    def outputs(self, batch: Batch, *, entropy: bool = False, temperature: float = 1.0) -> Outputs:
+        """Log-probs of the batch's targets, and the entropy where asked for: float32 [K].
+
+        Both are those of the distribution at `temperature`.
+        """
+        self._refuse_foreign(batch)
+        longest = max((longest_path(tree) for tree in batch.layout.trees), default=0)
+        if self.sharing == "alone" or (self._limit is not None and longest > self._limit):
+            hidden = self._hidden_alone(batch)
+        else:
+            hidden = self._body_run(batch.tokens, batch.positions, batch.layout)[batch.predictors]
+        return self._read_out(hidden, batch.targets, entropy, temperature)
+
+    def enable_checkpointing(self) -> None:
+        """Keep only layer inputs and recompute the rest in the backward pass.
+
+        Layers do so in training mode only, so this also puts the model into it.
+        """
+        self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.module.train()
+
+    @contextmanager
+    def stock_attention(self) -> Iterator[PreTrainedModel]:
+        """Give the module with the attention transformers itself would use, for generation; then put the other back."""
+        before = self.module.config._attn_implementation
+        set_attention(self.module, self.stock)
+        try:
+            yield self.module
+        finally:
+            set_attention(self.module, before)
+
+    def _read_out(self, hidden: Tensor, targets: Tensor, entropy: bool, temperature: float) -> Outputs:
+        head = output_head(self.module)
+        if head.plain:
+            logprobs, entropies = linear_logprobs(
+                hidden,
+                head.weight,
+                targets,
+                bias=head.bias,
+                scale=head.scale,
+                softcap=head.softcap,
+                temperature=temperature,
+                entropy=entropy,
+            )
+            return Outputs(logprobs, entropies)
+
+        def read(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            return logits_logprobs(
+                head.module(rows), wanted, scale=head.scale, softcap=head.softcap, temperature=temperature
+            )
+
+        rows = max(1, CHUNK_BYTES // (4 * self.vocab_size))
+        parts = [
+            checkpoint(read, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+        ]
+        logprobs = torch.cat([part[0] for part in parts])
+        return Outputs(logprobs, torch.cat([part[1] for part in parts]) if entropy else None)
+
+    def _body_run(self, tokens: Tensor, positions: Tensor, layout: Layout | None) -> Tensor:
+        """Last hidden states of one row of tokens: [T, d]. Without a layout the model attends in its own way."""
+        extra: dict[str, Any] = {}
+        plan = None if layout is None else TreePlan(layout)
+        if plan is not None:
+            extra = {"position_ids": positions[None], "tree_layout": plan}
+        hidden = self._body(input_ids=tokens[None], use_cache=False, **extra).last_hidden_state
+        assert isinstance(hidden, Tensor)
+        if plan is not None:
+            self.windows |= plan.windows
+        return hidden[0]
+
+    def _hidden_alone(self, batch: Batch) -> Tensor:
+        """Hidden states at the predictors, each completion run by itself behind its prompt: [K, d]."""
+        parts: list[Tensor] = []
+        done = 0
+        counts = iter(batch.target_counts)
+        for tree in batch.layout.trees:
+            for span in tree.completions:
+                count = next(counts)
+                prompt = tree.prompt
+                where = batch.predictors[done : done + count]
+                done += count
+                if count == 0:
+                    continue
+                tokens = torch.cat([batch.tokens[prompt.start : prompt.stop], batch.tokens[span.start : span.stop]])
+                own = torch.where(where < prompt.stop, where - prompt.start, where - span.start + prompt.size)
+                hidden = self._body_run(tokens, torch.arange(len(tokens), device=tokens.device), self._single(tokens))
+                parts.append(hidden[own])
+        return torch.cat(parts) if parts else self._no_hidden()
+
+    def _single(self, tokens: Tensor) -> Layout | None:
+        if self.sharing == "alone":
+            return None
+        return Layout((TreeSpans(Span(0, len(tokens)), ()),), len(tokens))
+
+    def _no_hidden(self) -> Tensor:
+        head = output_head(self.module)
+        return head.weight.new_zeros(0, head.weight.shape[1])
+
+    def _refuse_foreign(self, batch: Batch) -> None:
+        if self.sharing == "packed" and any(len(tree.completions) > 1 for tree in batch.layout.trees):
+            raise InputError("the batch shares prompts, which this model cannot compute; make it with model.collate")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every part of a model into evaluation mode, then each back into the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def stock_attention(module: PreTrainedModel) -> str:
+    """The attention implementation that transformers itself picks for this model."""
+    current = str(module.config._attn_implementation)
+    if current != NAME:
+        return current
+    return str(module.get_correct_attn_implementation(None))
+
+
+def set_attention(module: PreTrainedModel, name: str) -> None:
+    """Set the attention implementation of the model and its parts.
+
+    Raises ModelError for a model that does not let transformers replace its attention.
+    """
+    if module.config._attn_implementation == name:
+        return
+    if not module._can_set_attn_implementation():
+        raise ModelError(f"{type(module).__name__} does not let its attention be replaced")
+    module.set_attn_implementation(name)
+
+
+def _exact_length(module: PreTrainedModel) -> int | None:
+    """Tokens up to which rotary angles do not depend on what else is in the batch; None where they never do."""
+    config = module.config.get_text_config()
+    rope = vars(config).get("rope_parameters") or {}
+    if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
+        return None
+    original = rope.get("original_max_position_embeddings") or vars(config).get("original_max_position_embeddings")
+    return int(original or config.max_position_embeddings)

@@ -1,0 +1,173 @@
+"""The only door to the vocabulary: log-probs of given tokens, without a logit for every token of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_BYTES = 256 * 2**20
+"""Bytes of float32 logits that may exist at a time; the backward pass holds twice as much for a moment."""
+
+
+def linear_logprobs(
+    hidden: Tensor,  # float [K, d]
+    weight: Tensor,  # float [V, d]
+    targets: Tensor,  # int64 [K]
+    *,
+    bias: Tensor | None = None,  # float [V]
+    scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of the targets, and the entropy of the distributions in nats: float32 [K] each.
+
+    The logits are `hidden @ weightᵀ + bias`, times `scale`, soft-capped to `c·tanh(·/c)`, over `temperature`. The
+    product runs in the weight's dtype (autocast's where that is on), everything after it in float32 (float64 stays
+    float64). Rows are taken in chunks of `chunk_bytes`; when one chunk is enough its logits are kept for the backward
+    pass, otherwise they are recomputed.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    bias = None if bias is None else bias.to(dtype)
+    rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+    post = _Post(scale / temperature, None if softcap is None else softcap / temperature)
+    logprobs, entropies = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden.to(dtype), weight.to(dtype), bias, targets, post, entropy, rows
+    )
+    return logprobs, entropies if entropy else None
+
+
+def logits_logprobs(
+    logits: Tensor,  # float [K, V]
+    targets: Tensor,  # int64 [K]
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropy from logits that a head of another kind has made, with plain autograd: float32 [K] each."""
+    final = logits.float() * (scale / temperature)
+    if softcap is not None:
+        cap = softcap / temperature
+        final = torch.tanh(final / cap) * cap
+    logprobs = torch.log_softmax(final, dim=-1)
+    return logprobs.gather(1, targets[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """What turns products into final logits: z = cap·tanh(factor·x / cap), or factor·x without a cap."""
+
+    factor: float
+    cap: float | None
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        if self.factor != 1.0:
+            logits.mul_(self.factor)
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits
+
+    def chain_(self, grad: Tensor, final: Tensor) -> Tensor:
+        """Carry d/dz back to d/dx, with z given."""
+        if self.cap is not None:
+            grad.addcmul_(grad * final, final, value=-1.0 / self.cap**2)
+        return grad.mul_(self.factor) if self.factor != 1.0 else grad
+
+
+def _final_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, post: _Post) -> Tensor:  # float32 [k, V]
+    product = F.linear(hidden, weight, bias)
+    return post.apply_(product if product.dtype == torch.float64 else product.float())
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    """Chunked forward and backward; gradients only for the inputs that need them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        post: _Post,
+        entropy: bool,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        count = hidden.shape[0]
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        logprobs = hidden.new_empty(count, dtype=wide)
+        entropies = hidden.new_zeros(count, dtype=wide)
+        lse = hidden.new_empty(count, dtype=wide)
+        final: Tensor | None = None
+        for start in range(0, count, rows):
+            part = slice(start, min(start + rows, count))
+            final = _final_logits(hidden[part], weight, bias, post)
+            lse[part] = torch.logsumexp(final, dim=-1)
+            logprobs[part] = final.gather(1, targets[part, None]).squeeze(1) - lse[part]
+            if entropy:
+                log_p = final - lse[part, None]
+                entropies[part] = -log_p.exp().mul_(log_p).sum(dim=-1)
+        ctx.kept = count <= rows and any(ctx.needs_input_grad[:3])
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropies, final if ctx.kept else None)
+        ctx.post, ctx.entropy, ctx.rows = post, entropy, rows
+        if not entropy:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, lse, entropies, kept = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        single = hidden.shape[0] <= ctx.rows  # then there is nothing to add up, and no need of float32 to do it in
+        grad_weight = torch.zeros_like(weight, dtype=weight.dtype if single else lse.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
+        for start in range(0, hidden.shape[0], ctx.rows):
+            part = slice(start, min(start + ctx.rows, hidden.shape[0]))
+            final = kept if ctx.kept else _final_logits(hidden[part], weight, bias, ctx.post)
+            of_entropy = (grads[1][part], entropies[part]) if ctx.entropy else None
+            grad = _grad_final(final, targets[part], lse[part], grads[0][part], of_entropy)
+            grad = ctx.post.chain_(grad, final)
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0)
+            narrow = grad.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(narrow, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                _accumulate(grad_weight, narrow, hidden[part])
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            *(None,) * 4,
+        )
+
+
+def _grad_final(
+    final: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, of_entropy: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """d/dz = g (onehot − p) − g_H p (log p + H): float32 [k, V]."""
+    log_p = final - lse[:, None]
+    weights = -grad[:, None]
+    if of_entropy is None:
+        out = log_p.exp_().mul_(weights)
+    else:
+        grad_h, entropy = of_entropy
+        probs = log_p.exp()
+        out = log_p.add_(entropy[:, None]).mul_(-grad_h[:, None]).add_(weights).mul_(probs)
+    return out.scatter_add_(1, targets[:, None], grad[:, None])
+
+
+def _accumulate(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    """Add gradᵀ hidden to the total, in place where the dtypes agree; half-precision products are summed in float32."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.t(), hidden)
+    else:
+        total += grad.t() @ hidden

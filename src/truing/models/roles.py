@@ -1,0 +1,41 @@
+"""Policy, reference, and later reward and value: who computes on a batch, over one shared base or several models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from truing.core.batch import Batch, Outputs
+from truing.models.language_model import LanguageModel
+from truing.models.lora.adapters import Adapters
+
+
+class Role(Protocol):
+    """Something that computes log-probs of a batch's targets."""
+
+    def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
+        """Return log-probs of the target tokens, float32 [K]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FullModel:
+    """A role that is a whole model of its own."""
+
+    model: LanguageModel
+
+    def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
+        return self.model.outputs(batch, entropy=entropy)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOverBase:
+    """A role that is one adapter over a base it shares with others; without an adapter it is the base itself."""
+
+    model: LanguageModel
+    adapters: Adapters
+    adapter: str | None
+
+    def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
+        with self.adapters.use(self.adapter):
+            return self.model.outputs(batch, entropy=entropy)
