@@ -44,9 +44,7 @@ def tensors(size: int, *, heads: int = 4, groups: int = 2, width: int = 8, dtype
     return [draw(n).requires_grad_() for n in (heads, heads // groups, heads // groups)], draw(heads).transpose(1, 2)
 
 
-def alone(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None = None
-) -> Tensor:
+def alone(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None = None) -> Tensor:
     """Every path run by itself with a plain causal softmax in float64: [1, T, H, D]."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES, VOCAB, make, stock_logprobs, tree
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from truing.core.batch import collate
 from truing.core.errors import InputError, ModelError
 from truing.core.trees import Completion, Tree
 from truing.models.attention import NAME
 from truing.models.language_model import LanguageModel
+from truing.models.lora.adapters import Adapters
+from truing.models.lora.settings import AdapterSettings
 
 TREES = [tree(12, 7, 11, 3), tree(5, 4), tree(1, 1, 2), tree(30, 20, 25)]
 SHARED = [name for name in FAMILIES if name not in ("bloom", "falcon_h1", "qwen3_next")]
@@ -79,7 +83,9 @@ def test_a_tied_head_collects_gradients_from_both_its_uses() -> None:
     found = gradients(module, model.outputs(model.collate(TREES)).logprobs.sum())["model.embed_tokens.weight"]
     expected = gradients(module, stock_logprobs_of(module))["model.embed_tokens.weight"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    used = torch.from_numpy(np.concatenate([t.prompt for t in TREES] + [c.tokens for t in TREES for c in t.completions]))
+    used = torch.from_numpy(
+        np.concatenate([t.prompt for t in TREES] + [c.tokens for t in TREES for c in t.completions])
+    )
     unread = [token for token in range(VOCAB) if token not in set(used.tolist())]
     assert float(found[unread].abs().min()) > 0  # a token nobody read still has a probability to push down
 
@@ -171,15 +177,30 @@ def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
         LanguageModel(make("bloom"))
 
 
-def test_stock_attention_is_put_back_and_never_saved(tmp_path) -> None:
+def test_stock_attention_is_put_back_and_never_saved(tmp_path: Path) -> None:
     module = make("llama")
     model = LanguageModel(module)
-    with pytest.raises(RuntimeError), model.stock_attention() as inside:
+    with model.stock_attention() as inside:
         assert inside.config._attn_implementation == "sdpa"
-        raise RuntimeError
+    assert module.config._attn_implementation == NAME
+    with pytest.raises(IndexError), model.stock_attention() as inside:
+        inside(input_ids=torch.tensor([[VOCAB]]))
     assert module.config._attn_implementation == NAME
     module.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_a_saved_model_is_the_base_without_its_adapter(family: str, tmp_path: Path) -> None:
+    module = make(family, tie_word_embeddings=True)
+    expected = stock_logprobs(module, TREES)
+    adapters = Adapters(module)
+    adapters.add("policy", AdapterSettings(rank=2), seed=0)
+    LanguageModel(module).save(tmp_path)
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    torch.testing.assert_close(stock_logprobs(again.eval(), TREES), expected, rtol=0, atol=1e-6)
 
 
 def test_sizes_are_read_from_the_model() -> None:

@@ -17,8 +17,10 @@ VARIANTS = [
 
 def problem(rows: int = 9, width: int = 5, vocabulary: int = 13, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
-    floats = [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-              for shape in ((rows, width), (vocabulary, width), (vocabulary,))]
+    floats = [
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((rows, width), (vocabulary, width), (vocabulary,))
+    ]
     return [*floats, torch.randint(0, vocabulary, (rows,), generator=generator)]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch.nn import Parameter
 
 from truing.core.errors import NothingToTrain, RunError
-from truing.training.optimizer import Optimizer, ParameterGroup
+from truing.core.parameters import ParameterGroup
+from truing.training.optimizer import Optimizer
 from truing.training.schedule import rate_factor
 from truing.training.settings import OptimSettings
 

@@ -24,8 +24,8 @@ ELSEWHERE = {
     "per_device_train_batch_size": "batch.examples (rows in one optimizer step)",
     "gradient_accumulation_steps": "batch.examples (micro-batches are cut by batch.micro_tokens)",
     "gradient_checkpointing": "precision.gradient_checkpointing",
-    "bf16": "precision.dtype: bf16",
-    "fp16": "precision.dtype: bf16",
+    "bf16": "precision: bf16",
+    "fp16": "precision: bf16",
     "loss_type": "objective.use",
     "assistant_only_loss": "data.loss_on: assistant",
     "completion_only_loss": "data.loss_on: assistant (or all)",
@@ -111,19 +111,20 @@ def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         field = cls.model_fields.get(part)
-        inner = _settings_in(field.annotation) if field else None
+        inner = settings_in(field.annotation) if field else None
         if inner is None:
             return []
         cls = inner
     return list(cls.model_fields)
 
 
-def _settings_in(annotation: Any) -> type[BaseModel] | None:
+def settings_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings class inside a field's type, if there is one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, typing.Annotated):
         for argument in typing.get_args(annotation):
-            found = _settings_in(argument)
+            found = settings_in(argument)
             if found is not None:
                 return found
     return None

@@ -111,6 +111,14 @@ def read_rows(settings: DataSettings, kind: ExampleKind, *, needed_by: str = "th
     return Rows(tuple(examples), tuple(files), faults.by_reason(), tuple(notes))
 
 
+def check_sources(settings: DataSettings, kind: ExampleKind, *, needed_by: str = "the objective") -> None:
+    """Read a stage's files for their faults alone: a chain finds them before its first stage, not after it."""
+    read_rows(settings, kind, needed_by=needed_by)
+    if settings.eval_path is not None:
+        other = settings.model_copy(update={"path": settings.eval_path, "eval_path": None, "limit": None})
+        read_rows(other, kind, needed_by=needed_by)
+
+
 def held_out_keys(keys: Sequence[str], fraction: float) -> frozenset[str]:
     """Choose the prompts to hold out by their hashes, so that a row never changes sides when others are added.
 

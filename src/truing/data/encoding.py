@@ -10,7 +10,7 @@ import numpy as np
 
 from truing.core.errors import TemplateError
 from truing.core.trees import Completion, Origin, Tree
-from truing.data.examples import Comparison, Demonstration, Example, Judgement, Messages, Words
+from truing.data.examples import Comparison, Demonstration, Example, Judgement, Messages, Prompt, Words
 from truing.data.faults import Faults, RowError
 from truing.data.rows import as_messages
 from truing.data.settings import DataSettings, LossOn
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """Rows rendered and tokenised together."""
+
+UNCUT = 1 << 30
+"""A length limit that cuts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,16 @@ def encode(
                 stops_inside.append(examples[start + offset].origin)
         on_progress(min(start + CHUNK, len(examples)), len(examples))
     return Encoded(tuple(trees), tuple(kept), refused, lost, cuts, shortest, tuple(stops_inside))
+
+
+def encode_prompts(
+    prompts: Sequence[Words], tokenizer: PreTrainedTokenizerBase, template: Template, end_tokens: frozenset[int]
+) -> list[list[int]]:
+    """Token ids of prompts to be answered, exactly as training would have them in front of an answer."""
+    examples = [Prompt(words, {}, Origin("prompt", row)) for row, words in enumerate(prompts, start=1)]
+    whole = DataSettings(path="prompt", max_length=UNCUT)
+    encoded = encode(examples, tokenizer, template, whole, end_tokens, lambda done, total: None)
+    return [tree.prompt.tolist() for tree in encoded.trees]
 
 
 def draw(example: Example, template: Template, loss_on: LossOn) -> Drawn:

@@ -64,6 +64,17 @@ class DataReport:
     evaluation: DataReport | None = None
     """The same of `eval_path`."""
 
+    def lines(self) -> list[str]:
+        """What a person should know before training on these rows, a sentence a line."""
+        told = [f"{file.name}: {file.rows} rows, {file.guess}" for file in self.files]
+        held = f", {self.held_out} held out" if self.held_out else ""
+        told.append(
+            f"{self.rows_used} of {self.rows_read} rows used{held}; template {self.template}; prompt and completion tokens: "
+            f"median {self.prompt_tokens.p50} and {self.completion_tokens.p50}, "
+            f"longest {self.prompt_tokens.max} and {self.completion_tokens.max}"
+        )
+        return [*told, *self.notes]
+
     def as_json(self) -> dict[str, object]:
         """The report as JSON values; row numbers are grouped by file."""
         return {

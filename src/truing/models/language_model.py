@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ from truing.core.errors import InputError, ModelError
 from truing.core.trees import Tree
 from truing.models.attention import NAME, register
 from truing.models.heads import output_head
+from truing.models.loading import quiet_transformers
 from truing.models.logprobs import CHUNK_BYTES, linear_logprobs, logits_logprobs
 from truing.models.tree_plan import TreePlan, longest_path
 
@@ -89,8 +92,24 @@ class LanguageModel:
 
         Layers do so in training mode only, so this also puts the model into it.
         """
-        self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            # Newer transformers have another name for it and say so; the oldest supported one has only this.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.module.train()
+
+    def save(self, folder: Path) -> None:
+        """Write weights and configuration as a model folder, without any adapter in place.
+
+        The configuration names no attention of ours.
+        """
+        from truing.models.lora.layers import AdaptedLinear
+
+        adapted = [name for name, part in self.module.named_modules() if isinstance(part, AdaptedLinear)]
+        foreign = tuple(f"{name}.adapters." for name in adapted)
+        with self.stock_attention() as module, quiet_transformers():
+            weights = {name: value for name, value in module.state_dict().items() if not name.startswith(foreign)}
+            module.save_pretrained(folder, state_dict=weights)
 
     @contextmanager
     def stock_attention(self) -> Iterator[PreTrainedModel]:

@@ -84,7 +84,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        raise ModelError(f"{folder}: the tokenizer cannot be read: {_first_line(failure)}") from None
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {_brief(failure)}") from None
     return tokenizer
 
 
@@ -164,7 +164,7 @@ def _from_hub(name: str, near: str) -> Path:
     except (OSError, ValueError) as failure:  # every error of the hub's client is one of these
         raise ModelError(
             f"model: there is no folder {name}{near}, and it cannot be fetched from the hub "
-            f"({_first_line(failure)}); give a folder that holds config.json and *.safetensors"
+            f"({_brief(failure)}); give a folder that holds config.json and *.safetensors"
         ) from None
 
 
@@ -209,18 +209,19 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _config(folder: Path, raw: Mapping[str, Any]) -> PretrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as failure:
         if "auto_map" in raw:
             raise ModelError(
                 f"{folder}/config.json: the model needs code of its own ('auto_map'), which truing never runs; "
                 "use a version of the model that transformers supports itself"
             ) from None
-        raise ModelError(f"{folder}/config.json: {_first_line(failure)}") from None
+        raise ModelError(f"{folder}/config.json: {_brief(failure)}") from None
     known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _several(names)}
     architecture = str((raw.get("architectures") or [""])[0])
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (architecture and architecture not in known):
@@ -246,12 +247,13 @@ def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None) -
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are listed in the report, and refused below by name
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
-        raise ModelError(f"{folder}: the weights cannot be loaded: {_first_line(failure)}") from None
+        raise ModelError(f"{folder}: the weights cannot be loaded: {_brief(failure)}") from None
     _check_weights(folder, report, config)
     loaded: PreTrainedModel = module
     return loaded
@@ -287,6 +289,6 @@ def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, module: 
         )
 
 
-def _first_line(failure: Exception) -> str:
+def _brief(failure: Exception) -> str:
     text = str(failure).strip() or type(failure).__name__
-    return text.splitlines()[0][:200]
+    return " ".join(text.split())[:200]

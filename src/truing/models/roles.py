@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from truing.core.batch import Batch, Outputs
 from truing.models.language_model import LanguageModel
 from truing.models.lora.adapters import Adapters
@@ -35,7 +37,11 @@ class AdapterOverBase:
     model: LanguageModel
     adapters: Adapters
     adapter: str | None
+    drops: bool = False
+    """Whether the adapter has dropout, which acts only where a gradient is wanted."""
 
     def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
+        if self.drops:
+            self.adapters.train_layers(torch.is_grad_enabled())
         with self.adapters.use(self.adapter):
             return self.model.outputs(batch, entropy=entropy)

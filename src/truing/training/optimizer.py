@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from truing.core.errors import NothingToTrain, RunError
+from truing.core.parameters import ParameterGroup
 from truing.training.settings import OptimSettings
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ParameterGroup:
-    """Parameters that share a learning rate."""
-
-    parameters: Mapping[str, Parameter]
-    lr: float
-    """Peak rate."""
 
 
 class Optimizer:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.core.errors import AdapterError, suggest
+from truing.core.parameters import ParameterGroup
 from truing.models.lora.layers import KINDS, AdaptedLinear, LayerPlan, LowRank, Selection, adapt
 from truing.models.lora.settings import AdapterSettings
 from truing.models.lora.targets import linear_layers, select_saved, select_targets
@@ -30,14 +31,6 @@ class AdapterSummary:
     parameters: int
     notes: tuple[str, ...]
     """Sentences that a person should read."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterGroup:
-    """Parameters that share a learning rate."""
-
-    parameters: Mapping[str, nn.Parameter]
-    lr: float
 
 
 class Adapters:

@@ -1,0 +1,130 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from truing.core.errors import TruingError
+from truing.core.text import harmless
+
+FOLDER = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    """Commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="truing", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Fine-tune and align language models: SFT, DPO and their relatives, with full weights or LoRA."""
+
+
+@cli.command()
+@click.option("--output", type=FOLDER, default=Path("runs/tour"), show_default=True, help="Where the tour writes.")
+def tour(output: Path) -> None:
+    """Run the recommended chain on a small world of our own: nothing to download, no GPU, under a minute."""
+    from truing.tour.tour import run_tour
+    from truing.training.progress import reporter
+
+    run_tour(output, reporter())
+
+
+@cli.command()
+@click.argument("recipe", type=FOLDER)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."
+)
+@click.option("--output", type=FOLDER, help="The run directory (the recipe's `output` otherwise).")
+@click.option("--dry-run", is_flag=True, help="Check recipe, data and model, show the first batch, and stop.")
+def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, dry_run: bool) -> None:
+    """Run every stage of RECIPE, a YAML file."""
+    from truing.recipe.load import load_recipe
+
+    resolved = load_recipe(recipe, overrides)
+    from truing.build.chain import preview, run
+    from truing.training.progress import reporter
+
+    if dry_run:
+        preview(resolved, reporter())
+        return
+    target = output or (Path(resolved.output) if resolved.output else None)
+    if target is None:
+        raise click.UsageError("give --output DIR, or `output:` in the recipe")
+    run(resolved, target, reporter())
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+def resume(run: Path) -> None:
+    """Continue RUN from its last checkpoint, exactly as if it had not stopped."""
+    from truing.build.chain import resume as continue_run
+    from truing.training.progress import reporter
+
+    continue_run(run, reporter())
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--prompt", help="Answer this one prompt and leave.")
+@click.option("--compare-to", type=FOLDER, metavar="RUN|MODEL", help="Show another run's or model's answer beside it.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: the likeliest token."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+def chat(
+    run: Path, prompt: str | None, compare_to: Path | None, max_new_tokens: int, temperature: float, seed: int
+) -> None:
+    """Talk to the result of RUN (a run directory, an adapter folder, or a model folder)."""
+    from truing.build.chat import Settings, answer_once, converse
+
+    settings = Settings(max_new_tokens, temperature, seed)
+    if prompt is not None:
+        answer_once(run, compare_to, prompt, settings)
+    else:
+        converse(run, compare_to, settings)
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--output", type=FOLDER, help="Where the merged model goes (RUN/merged by default).")
+def merge(run: Path, output: Path | None) -> None:
+    """Merge the adapter of RUN into its base model, and measure what that changes."""
+    from truing.build.merge import merge_run
+
+    click.echo(merge_run(run, output or run / "merged"))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the objectives with their parameters and sources, or tell about one."""
+    from truing.build.methods import describe, overview
+
+    click.echo(describe(name) if name else overview())
+
+
+def main() -> None:
+    """Run the command line; our own errors become one message and their exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as wrong:
+        wrong.show()
+        sys.exit(wrong.exit_code)
+    except TruingError as wrong:
+        click.echo(f"error: {harmless(str(wrong))}", err=True)
+        sys.exit(wrong.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
