@@ -116,20 +116,20 @@ def test_bfloat16_attention_stays_within_its_rounding(shapes: list) -> None:
 
 
 def test_merged_calls_pass_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_plan, "SMALL", 0)
+    monkeypatch.setattr(tree_plan, "PAIRS_PER_CALL", 0)
     layout = layout_of([(3, (2, 1)), (2, (2,))])
     assert [type(block) for block in TreePlan(layout).blocks(None)] == [Fork, Chain]
     inputs, _ = tensors(layout.size, heads=2, groups=2, width=3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda q, k, v: flash(q, k, v, layout, 0.4), inputs)
 
 
-def test_small_trees_share_one_call_and_large_ones_do_not() -> None:
-    blocks = TreePlan(layout_of([(20, (5,)), (20, (5, 5)), (30, (5,)), (100, (9,)), (100, (9, 8))])).blocks(None)
+def test_small_trees_take_one_masked_call_and_large_ones_do_not() -> None:
+    blocks = TreePlan(layout_of([(20, (5,)), (20, (10, 10)), (100, (9,)), (100, (90, 80))])).blocks(None)
     assert [(type(block), block.start, block.size) for block in blocks] == [
-        (Bush, 0, 55),
-        (Chain, 55, 35),
-        (Chain, 90, 109),
-        (Fork, 199, 17),
+        (Chain, 0, 25),
+        (Bush, 25, 40),
+        (Chain, 65, 109),
+        (Fork, 174, 170),
     ]
 
 
@@ -142,7 +142,7 @@ def test_a_window_longer_than_every_path_changes_nothing() -> None:
 
 def test_a_window_counts_positions_not_places() -> None:
     tree = layout_of([(2, (3, 2))]).trees[0]
-    seen = visible([tree], 0, 7, 2)
+    seen = visible(tree, 2)
     # The second completion (places 5 and 6) continues the prompt at position 2: it sees place 1, its parent.
     assert seen[5].nonzero().flatten().tolist() == [1, 5]
     assert seen[6].nonzero().flatten().tolist() == [5, 6]

@@ -95,7 +95,7 @@ def test_checkpointing_and_training_mode_are_off_meanwhile_and_back_after() -> N
     model.enable_checkpointing()
     assert run(model) == before
     assert model.module.training
-    assert model.module.is_gradient_checkpointing
+    assert all(layer.gradient_checkpointing for layer in model.module.transformer.h)
 
 
 def test_the_context_limits_what_is_generated() -> None:
