@@ -65,16 +65,16 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
 def test_random_states_survive_the_disk(tmp_path: Path) -> None:
     torch.manual_seed(5)
     random.seed(6)
-    np.random.seed(7)  # noqa: NPY002 - the global generator is what is saved
+    np.random.seed(7)
     tensors, values = checkpoint.random_states()
     checkpoint.save(tmp_path, Checkpoint(1, tensors, {"random": values}), keep=2)
-    expected = (torch.rand(3), random.random(), np.random.rand(3))  # noqa: NPY002
+    expected = (torch.rand(3), random.random(), np.random.rand(3))
     loaded, _ = checkpoint.load_latest(tmp_path)
     assert loaded is not None
     checkpoint.restore_random_states(loaded.tensors, loaded.values["random"])
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
-    assert np.array_equal(np.random.rand(3), expected[2])  # noqa: NPY002
+    assert np.array_equal(np.random.rand(3), expected[2])
 
 
 def test_a_run_directory_has_one_writer(tmp_path: Path) -> None:

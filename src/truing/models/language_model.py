@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,15 +87,17 @@ class LanguageModel:
             hidden = self._body_run(batch.tokens, batch.positions, batch.layout)[batch.predictors]
         return self._read_out(hidden, batch.targets, entropy, temperature)
 
-    def enable_checkpointing(self) -> None:
+    def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
         """Keep only layer inputs and recompute the rest in the backward pass.
 
+        `contexts` gives the contexts of a forward pass and of its recomputation, which has to run with the same adapter.
         Layers do so in training mode only, so this also puts the model into it.
         """
+        how: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": contexts} if contexts is not None else {})
         with warnings.catch_warnings():
             # Newer transformers have another name for it and say so; the oldest supported one has only this.
             warnings.simplefilter("ignore", FutureWarning)
-            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
         self.module.train()
 
     def save(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from truing.build.load_result import Opened, open_result
 from truing.models.sampling import generate
-from truing.world.base_model import MAX_NEW_TOKENS
+from truing.world.base_model import MAX_NEW_TOKENS, TEMPERATURE
 from truing.world.reward import true_reward
 
 PROMPTS, SAMPLES, SEED = 64, 4, 1
@@ -29,7 +29,7 @@ def judge(folder: Path, prompts_file: Path) -> Verdict:
     prompts = [json.loads(line)["prompt"] for line in prompts_file.read_text(encoding="utf-8").splitlines()[:PROMPTS]]
     by_prompt = defaultdict(list)
     opened = open_result(folder)
-    for prompt, text in _sample(opened, prompts * SAMPLES, temperature=1.0):
+    for prompt, text in _sample(opened, prompts * SAMPLES, temperature=TEMPERATURE):
         by_prompt[prompt].append(true_reward(prompt, text))
     means = [sum(rewards) / len(rewards) for rewards in by_prompt.values()]
     mean = sum(means) / len(means)
