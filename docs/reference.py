@@ -1,4 +1,4 @@
-"""Writes the reference pages from the code itself: recipe keys, methods, command line. `--check` tells if one is old."""
+"""Writes the reference pages from the code itself; with `--check` it only tells whether one is old."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def recipe_page() -> str:
     lines = [
         "# Recipe keys",
         "",
-        "A recipe is one YAML file. With several `stages`, each takes from the top what it does not say itself and starts",
-        "from the result of the stage before. `truing train RECIPE --set optim.lr=1e-5` overrides a key;",
-        "`--set stages.dpo.optim.lr=1e-6` one of a stage. The run directory holds the recipe with every default written out.",
+        "A recipe is one YAML file. With several `stages`, each takes from the top what it does not say itself and",
+        "starts from the result of the stage before. `truing train RECIPE --set optim.lr=1e-5` overrides a key;",
+        "`--set stages.dpo.optim.lr=1e-6` one of a stage. The run directory holds the recipe with every default",
+        "written out.",
         "",
         "| key | default | meaning |",
         "|---|---|---|",

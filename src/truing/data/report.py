@@ -69,8 +69,8 @@ class DataReport:
         told = [f"{file.name}: {file.rows} rows, {file.guess}" for file in self.files]
         held = f", {self.held_out} held out" if self.held_out else ""
         told.append(
-            f"{self.rows_used} of {self.rows_read} rows used{held}; template {self.template}; prompt and completion tokens: "
-            f"median {self.prompt_tokens.p50} and {self.completion_tokens.p50}, "
+            f"{self.rows_used} of {self.rows_read} rows used{held}; template {self.template}; "
+            f"prompt and completion tokens: median {self.prompt_tokens.p50} and {self.completion_tokens.p50}, "
             f"longest {self.prompt_tokens.max} and {self.completion_tokens.max}"
         )
         return [*told, *self.notes]

@@ -90,7 +90,7 @@ class LanguageModel:
     def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
         """Keep only layer inputs and recompute the rest in the backward pass.
 
-        `contexts` gives the contexts of a forward pass and of its recomputation, which has to run with the same adapter.
+        `contexts` gives the contexts of a forward pass and of its recomputation, which needs the same adapter.
         Layers do so in training mode only, so this also puts the model into it.
         """
         how: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": contexts} if contexts is not None else {})

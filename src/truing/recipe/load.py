@@ -101,9 +101,11 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         under = below.get(key)
-        both = isinstance(value, Mapping) and isinstance(under, Mapping)
-        other_objective = both and key == "objective" and value.get("use", under.get("use")) != under.get("use")
-        merged[key] = _merge(under, value) if both and not other_objective else value
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            other_objective = key == "objective" and value.get("use", under.get("use")) != under.get("use")
+            merged[key] = value if other_objective else _merge(under, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -124,7 +124,8 @@ def _tell(output: Path, files: WorldFiles, stops: list[Stop], seconds: float, re
             text, reward = rows[index]
             reporter.say(f"    {stop.name:<5} {reward:4.2f}  {text}")
     reporter.say(
-        "\nTrue reward of answers sampled at temperature 0.7 to prompts never trained on (0 to 1, with its 95 % interval)"
+        "\nTrue reward of answers sampled at temperature 0.7 to prompts never trained on "
+        "(0 to 1, with its 95 % interval)"
     )
     for stop in stops:
         bar = "█" * round(30 * stop.verdict.mean)

@@ -59,7 +59,7 @@ class Optimizer:
                 master.grad.add_(parameter.grad)
             parameter.grad = None
 
-        stored.register_post_accumulate_grad_hook(collect)
+        stored.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
         return master
 
     def zero_grad(self) -> None:

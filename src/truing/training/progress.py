@@ -126,7 +126,9 @@ class Terminal:
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task.id, completed=done, **({"figures": figures} if figures else {}))
+            self._progress.update(self._task.id, completed=done)
+            if figures is not None:
+                self._progress.update(self._task.id, figures=figures)
 
     def end(self) -> None:
         if self._progress is not None:

@@ -30,7 +30,10 @@ class PreparedStep:
 class Source(Protocol):
     """A run's steps; asked for those from `start` on, it gives the same ones as if it had given all before."""
 
-    total_steps: int
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        ...
 
     def steps(self, start: int) -> Iterator[PreparedStep]:
         """Yield the steps from number `start` on."""
