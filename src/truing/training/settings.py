@@ -40,7 +40,7 @@ class BatchSettings(Settings):
     """What one optimizer step sees, and how much of it at a time. The result does not depend on `micro_tokens`."""
 
     examples: int | None = Field(default=None, ge=1)
-    """Rows in one optimizer step (a comparison is one row); 16 where `tokens` is not given either."""
+    """Rows in one optimizer step (a comparison is one row); 8 where `tokens` is not given either."""
     tokens: int | None = Field(default=None, ge=1)
     """Tokens in one optimizer step instead of a count of rows."""
     micro_tokens: int = Field(default=8192, ge=1)

@@ -1,0 +1,147 @@
+"""Runs a recipe: its stages one after the other, each from the last one's result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from truing.build.policy import Start
+from truing.build.preview import show_batch, show_first
+from truing.build.stage import Assembled, assemble, introduce, run_stage
+from truing.core.errors import RunError
+from truing.data.dataset import check_sources
+from truing.models.calibration import Calibration
+from truing.objectives.registry import create
+from truing.recipe.load import dump, load_recipe
+from truing.recipe.schema import Recipe
+from truing.training.progress import Reporter
+from truing.training.run_directory import RunDirectory, fresh_staging, publish
+
+
+def run(recipe: Recipe, output: Path, reporter: Reporter) -> Path:
+    """Run every stage into `output`; return the folder of the last result.
+
+    The first stage is assembled, and every later stage's data and objective are checked, before anything is written.
+    """
+    _check_later_stages(recipe)
+    first = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
+    directory = RunDirectory.create(output)
+    try:
+        return _run_stages(recipe, directory, first, reporter)
+    finally:
+        directory.close()
+
+
+def resume(output: Path, reporter: Reporter) -> Path:
+    """Continue an interrupted run: finished stages are kept, the one in progress goes on from its last checkpoint."""
+    directory = RunDirectory.open(output)
+    directory.lock()
+    try:
+        recipe = load_recipe(output / "recipe.yaml")
+        if directory.is_finished():
+            raise RunError(f"{output} is finished: its result is in {output / 'final'}")
+        return _run_stages(recipe, directory, None, reporter)
+    finally:
+        directory.close()
+
+
+def preview(recipe: Recipe, reporter: Reporter) -> None:
+    """Check recipe, data and model, show the first batch as it will be trained, and write nothing."""
+    _check_later_stages(recipe)
+    ready = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
+    introduce(ready, reporter)
+    show_batch(ready, reporter)
+    for stage in recipe.stages[1:]:
+        reporter.say(f"{stage.name}: {stage.objective['use']} follows, from the result of the stage before")
+    reporter.say("dry run: nothing was trained or written")
+
+
+def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None, reporter: Reporter) -> Path:
+    several = len(recipe.stages) > 1
+    if several and not (directory.path / "recipe.yaml").is_file():
+        directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
+    start = _first_start(recipe)
+    for index, stage in enumerate(recipe.stages):
+        folder = directory.path / f"{index + 1}-{stage.name}" if several else directory.path
+        if index > 0 and stage.model is not None:
+            start = Start(stage.model, _adapter_start(recipe, index))
+        finished = _finished(folder) if several else None
+        if finished is not None:
+            start, first = finished, None
+            continue
+        ready = first or assemble(stage, start, _calibration_of(folder), reporter)
+        first = None
+        introduce(ready, reporter)
+        show_first(ready, reporter)
+        stage_run = _open_stage(folder) if several else directory
+        try:
+            start = run_stage(recipe, ready, stage_run, reporter)
+        finally:
+            if several:
+                stage_run.close()
+    if several:
+        _copy_final(directory.path, start)
+    return directory.path / "final"
+
+
+def _first_start(recipe: Recipe) -> Start:
+    stage = recipe.stages[0]
+    if stage.model is None:
+        raise RunError("the first stage names no model")
+    return Start(stage.model, _adapter_start(recipe, 0))
+
+
+def _adapter_start(recipe: Recipe, index: int) -> Path | None:
+    adapter = recipe.stages[index].adapter
+    return Path(adapter.start) if adapter is not None and adapter.start is not None else None
+
+
+def _check_later_stages(recipe: Recipe) -> None:
+    """Find in the first second what would otherwise stop a chain after hours."""
+    for stage in recipe.stages:
+        objective = create(stage.objective)
+        check_sources(stage.data, objective.examples, needed_by=objective.name)
+
+
+def _explicit(recipe: Recipe, output: Path) -> Recipe:
+    """Write out the objectives' defaults too."""
+    stages = []
+    for stage in recipe.stages:
+        fields = create(stage.objective).model_dump(mode="json")
+        stages.append(stage.model_copy(update={"objective": {"use": stage.objective["use"], **fields}}))
+    return Recipe(output=str(output), stages=tuple(stages))
+
+
+def _open_stage(folder: Path) -> RunDirectory:
+    if (folder / "recipe.yaml").is_file():
+        run_directory = RunDirectory.open(folder)
+        run_directory.lock()
+        return run_directory
+    return RunDirectory.create(folder)
+
+
+def _finished(folder: Path) -> Start | None:
+    """Where a finished stage leaves the next one to start; None while it is not finished."""
+    final = folder / "final"
+    if not final.is_dir():
+        return None
+    config = final / "adapter_config.json"
+    if not config.is_file():
+        return Start(str(final.resolve()))
+    return Start(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"], final.resolve())
+
+
+def _calibration_of(folder: Path) -> Calibration | None:
+    """The choices an interrupted run made: made anew they could fall otherwise, and change the last digits."""
+    file = folder / "environment.json"
+    if not file.is_file():
+        return None
+    return Calibration(**json.loads(file.read_text(encoding="utf-8"))["calibration"])
+
+
+def _copy_final(output: Path, last: Start) -> None:
+    source = last.adapter or Path(last.model)
+    staging = fresh_staging(output / "final")
+    shutil.copytree(source, staging, dirs_exist_ok=True)
+    publish(staging, output / "final")

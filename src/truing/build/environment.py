@@ -1,0 +1,72 @@
+"""What a run depends on besides its recipe: versions, device, threads, number formats, hashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from truing.core.errors import MachineError
+from truing.models.calibration import Calibration
+from truing.recipe.schema import Stage
+
+PACKAGES = ("truing", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device a recipe asks for; `auto` takes CUDA where there is a GPU."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device: cuda was asked for, but torch sees no CUDA GPU; use device: auto or cpu")
+    return torch.device("cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def choose_dtype(stage: Stage, model: str, device: torch.device, calibration: Calibration) -> torch.dtype:
+    """Return the format of weights and activations.
+
+    `auto` keeps a bf16 checkpoint in bf16 on a GPU, and on a CPU that multiplies it faster than float32; all else is
+    float32, so that a small model on a CPU is trained as exactly as it can be.
+    """
+    asked = stage.precision.dtype
+    if asked != "auto":
+        return torch.bfloat16 if asked == "bf16" else torch.float32
+    if checkpoint_dtype(model) not in ("bfloat16", "float16"):
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" or calibration.bf16_speedup > 1.2 else torch.float32
+
+
+def checkpoint_dtype(model: str) -> str:
+    """The number format that a model folder's config.json states; empty when it states none."""
+    config = Path(model) / "config.json"
+    if not config.is_file():
+        return ""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    return str(values.get("dtype") or values.get("torch_dtype") or "")
+
+
+def describe(
+    stage: Stage, device: torch.device, dtype: torch.dtype, calibration: Calibration, hashes: dict[str, str | None]
+) -> dict[str, Any]:
+    """Return the content of environment.json."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "calibration": asdict(calibration),
+        "seed": stage.seed,
+        **hashes,
+    }

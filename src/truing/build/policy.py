@@ -1,0 +1,155 @@
+"""The model of a stage: base and adapter as the stage finds them, and the frozen start to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from truing.build.environment import choose_device, choose_dtype
+from truing.core.errors import AdapterError, NothingToTrain
+from truing.core.parameters import ParameterGroup
+from truing.models.calibration import Calibration, apply, calibrate, fixed
+from truing.models.language_model import LanguageModel
+from truing.models.loading import LoadedModel, load_model
+from truing.models.lora.adapters import Adapters
+from truing.models.lora.peft_format import load_adapter
+from truing.models.lora.settings import AdapterSettings
+from truing.models.roles import AdapterOverBase, FullModel, Role
+from truing.models.selfcheck import SelfCheck, self_check
+from truing.recipe.schema import Stage
+from truing.training.checkpoint import file_digest
+from truing.training.progress import Reporter
+
+POLICY, REFERENCE = "policy", "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a stage begins: a model folder or hub id, and an adapter folder over it."""
+
+    model: str
+    adapter: Path | None = None
+
+    def digest(self, model_digest: str) -> str:
+        """Identify the weights a stage begins with."""
+        if self.adapter is None:
+            return model_digest
+        return f"{model_digest}+{file_digest(self.adapter / 'adapter_model.safetensors')}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BuiltPolicy:
+    """The policy of a stage and all that stands around it."""
+
+    start: Start
+    loaded: LoadedModel
+    model: LanguageModel
+    adapters: Adapters | None
+    policy: Role
+    reference: Role
+    check: SelfCheck
+    calibration: Calibration
+    device: torch.device
+    dtype: torch.dtype
+    merged_start: bool
+    """Whether the adapter that the stage started from was merged into the base in memory."""
+
+    @property
+    def start_digest(self) -> str:
+        return self.start.digest(self.loaded.digest)
+
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
+        """Return what is trained, at which peak rate."""
+        if self.adapters is not None:
+            return list(self.adapters.parameter_groups(POLICY, lr))
+        named = {name: p for name, p in self.loaded.module.named_parameters() if p.requires_grad}
+        if not named:
+            raise NothingToTrain(f"{self.start.model} has no trainable parameter")
+        return [ParameterGroup(named, lr)]
+
+
+def build_policy(stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter) -> BuiltPolicy:
+    """Load the stage's model on its device, in its precision, with its adapter in place.
+
+    `calibration` is that of the interrupted run when one is resumed, so that numbers come out the same.
+    """
+    device = choose_device(stage.device)
+    calibration = calibration or calibrate(device)
+    if stage.precision.matmul != "auto":
+        calibration = fixed(calibration, stage.precision.matmul)
+    apply(calibration)
+    dtype = choose_dtype(stage, start.model, device, calibration)
+    loaded = load_model(start.model, dtype=dtype, device=device)
+    check = self_check(loaded.module)
+    if check.sharing != "tree":
+        reporter.warn(check.sentence)
+    model = LanguageModel(loaded.module, sharing=check.sharing)
+    torch.manual_seed(stage.seed)
+    adapters, merged = _adapters(stage, start, loaded)
+    if stage.precision.gradient_checkpointing:
+        model.enable_checkpointing(adapters.checkpoint_contexts if adapters is not None else None)
+    if adapters is None:
+        role: Role = FullModel(model)
+        return BuiltPolicy(start, loaded, model, None, role, role, check, calibration, device, dtype, merged)
+    frozen = REFERENCE if REFERENCE in adapters.names else None
+    return BuiltPolicy(
+        start,
+        loaded,
+        model,
+        adapters,
+        AdapterOverBase(model, adapters, POLICY, drops=adapters.settings(POLICY).dropout > 0),
+        AdapterOverBase(model, adapters, frozen),
+        check,
+        calibration,
+        device,
+        dtype,
+        merged,
+    )
+
+
+def _adapters(stage: Stage, start: Start, loaded: LoadedModel) -> tuple[Adapters | None, bool]:
+    """Put the policy adapter in place, and the frozen copy of it where the stage did not begin from the base."""
+    settings = stage.adapter
+    if settings is None:
+        if start.adapter is not None:
+            _merge_start(loaded, start.adapter)
+        loaded.module.requires_grad_(True)
+        return None, start.adapter is not None
+    merge_first = start.adapter is not None and settings.between_stages == "merge"
+    if merge_first and start.adapter is not None:
+        _merge_start(loaded, start.adapter)
+    loaded.module.requires_grad_(False)
+    adapters = Adapters(loaded.module)
+    if start.adapter is None or merge_first:
+        adapters.add(POLICY, settings, seed=stage.seed)
+    else:
+        load_adapter(adapters, POLICY, start.adapter, training=settings)
+        _refuse_other_shape(settings, adapters.settings(POLICY), start.adapter)
+        adapters.copy(POLICY, REFERENCE)
+        adapters.set_trainable(POLICY, True)
+    adapters.switch(POLICY)
+    return adapters, merge_first
+
+
+def _merge_start(loaded: LoadedModel, folder: Path) -> None:
+    adapters = Adapters(loaded.module)
+    load_adapter(adapters, "start", folder)
+    adapters.merge("start")
+    adapters.unload()
+
+
+def _refuse_other_shape(asked: AdapterSettings, found: AdapterSettings, folder: Path) -> None:
+    """A stage that asks for another adapter than the one it continues would silently train the old shape."""
+    for name, wanted, have in (
+        ("rank", asked.rank, found.rank),
+        ("alpha", asked.effective_alpha, found.effective_alpha),
+        ("rslora", asked.rslora, found.rslora),
+        ("dora", asked.dora, found.dora),
+    ):
+        if wanted != have and name in asked.model_fields_set | {"rank"}:
+            raise AdapterError(
+                f"adapter.{name} is {wanted}, but the adapter this stage continues ({folder}) has {have}; "
+                "give the same, or adapter.between_stages: merge to fold it into the base and begin a new one"
+            )

@@ -1,0 +1,284 @@
+"""Wires one stage: model, data, objective, reference, source, trainer, result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truing.build.environment import describe
+from truing.build.policy import BuiltPolicy, Start, build_policy
+from truing.build.result import write_final
+from truing.build.samples import Sampler
+from truing.core.batch import Batch
+from truing.core.errors import DataError, RecipeError
+from truing.core.text import harmless
+from truing.core.trees import Tree
+from truing.data.dataset import Dataset, load
+from truing.data.packing import StepPlan
+from truing.models.calibration import Calibration
+from truing.models.lora.settings import AdapterSettings
+from truing.objectives.base import Objective
+from truing.objectives.registry import create
+from truing.recipe.load import dump
+from truing.recipe.schema import Recipe, Stage
+from truing.training import checkpoint
+from truing.training.optimizer import Optimizer
+from truing.training.progress import Reporter
+from truing.training.reference import LogprobStore, ReferenceLogprobs
+from truing.training.run_directory import RunDirectory
+from truing.training.settings import OptimSettings
+from truing.training.source import Annotate, TreeSource, fixed_batches
+from truing.training.trainer import HeldOut, Plan, Trainer
+
+DEFAULT_EXAMPLES = 8
+LORA_RATE = 10.0
+"""How much higher LoRA's rate is than full weights' (Schulman et al. 2025, "LoRA Without Regret")."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembled:
+    """A stage ready to run; nothing has been written yet."""
+
+    stage: Stage
+    objective: Objective
+    built: BuiltPolicy
+    dataset: Dataset
+    plan: StepPlan
+    total_steps: int
+    optim: OptimSettings
+
+    @property
+    def lora(self) -> bool:
+        return self.built.adapters is not None
+
+    def first_batch(self) -> Batch:
+        """The first micro-batch of the run, without columns."""
+        step = next(iter(self.plan.steps()))
+        return self.built.model.collate([self.dataset.train[row] for row in step.micro_batches[0]])
+
+
+def assemble(stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter) -> Assembled:
+    """Check and load everything that a stage needs."""
+    objective = create(stage.objective)
+    if objective.examples == "prompt":
+        raise RecipeError(f"objective {objective.name} learns from rollouts, which this recipe has no section for")
+    optim = _rates(stage, objective, reporter)
+    built = build_policy(stage, start, calibration, reporter)
+    if built.model.max_positions is not None and stage.data.max_length > built.model.max_positions:
+        raise DataError(
+            f"data.max_length is {stage.data.max_length}, but {start.model} has positions for "
+            f"{built.model.max_positions} tokens; lower data.max_length"
+        )
+    dataset = load(
+        stage.data,
+        objective.examples,
+        built.loaded.tokenizer,
+        stage.template,
+        built.loaded.end_tokens,
+        _counter(reporter, "tokenise"),
+        needed_by=objective.name,
+    )
+    reporter.end()
+    plan = _plan(stage, built, dataset.train, optim)
+    return Assembled(stage, objective, built, dataset, plan, plan.count(), optim)
+
+
+def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
+    """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
+    trainer = _trainer(ready, run, reporter)
+    saved, complaints = checkpoint.load_latest(trainer.checkpoints)
+    for complaint in complaints:
+        reporter.warn(complaint)
+    if saved is not None:
+        reporter.say(f"resuming {run.path} after step {saved.step} of {ready.total_steps}")
+        trainer.restore(saved)
+    else:
+        _write_facts(recipe, ready, run, trainer.optimizer.parameter_count)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            (run.path / name).unlink(missing_ok=True)
+    trainer.fit()
+    return write_final(ready.built, ready.dataset.template, run.path, reporter)
+
+
+def introduce(ready: Assembled, reporter: Reporter) -> None:
+    """Say in a few lines what is about to be trained on what."""
+    stage, built, report = ready.stage, ready.built, ready.dataset.report
+    how = f"LoRA rank {stage.adapter.rank}" if stage.adapter is not None else "full weights"
+    dtype = str(built.dtype).removeprefix("torch.")
+    reporter.say(f"{stage.name}: {ready.objective.name} on {built.start.model}, {how}, {dtype}, {built.device}")
+    for line in report.lines():
+        reporter.say(f"  {harmless(line)}")
+    rows = ready.plan.rows_seen()
+    reporter.say(
+        f"  {ready.total_steps} steps, {rows:,} rows ({rows / len(ready.dataset.train):.2g} passes), "
+        f"peak rate {ready.optim.lr:g}; {built.calibration.sentence}"
+    )
+
+
+def _rates(stage: Stage, objective: Objective, reporter: Reporter) -> OptimSettings:
+    """Fill in the default rate, and warn about one outside the method's range."""
+    factor = LORA_RATE if stage.adapter is not None else 1.0
+    lr = stage.optim.lr if stage.optim.lr is not None else objective.learning_rate * factor
+    low, high = (bound * factor for bound in objective.learning_rate_range)
+    if not low <= lr <= high:
+        reporter.warn(
+            f"optim.lr {lr:g} is outside the usual range of {objective.name} "
+            f"{'with LoRA' if stage.adapter else 'with full weights'} ({low:g} to {high:g})"
+        )
+    return stage.optim.model_copy(update={"lr": lr})
+
+
+def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimSettings) -> StepPlan:
+    batch = stage.batch
+    return StepPlan(
+        sizes=_sizes(built, trees),
+        examples=None if batch.tokens is not None else batch.examples or DEFAULT_EXAMPLES,
+        tokens=batch.tokens,
+        micro_tokens=batch.micro_tokens if stage.data.packing else 1,
+        seed=stage.seed,
+        shuffle=stage.data.shuffle,
+        max_steps=optim.max_steps,
+        epochs=optim.epochs,
+    )
+
+
+def _sizes(built: BuiltPolicy, trees: Sequence[Tree]) -> tuple[int, ...]:
+    shared = built.model.sharing == "tree"
+    return tuple(tree.size if shared else tree.unshared_size for tree in trees)
+
+
+def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer:
+    stage, built = ready.stage, ready.built
+    held_out = fixed_batches(
+        ready.dataset.held_out[: stage.evaluation.limit],
+        _sizes(built, ready.dataset.held_out[: stage.evaluation.limit]),
+        stage.batch.micro_tokens,
+        built.model.collate,
+        built.device,
+    )
+    bare = TreeSource(
+        ready.dataset.train, ready.plan, built.model.collate, lambda batch: batch, built.device, ready.total_steps
+    )
+    annotate = _annotator(ready, run, bare, held_out, reporter)
+    source = TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps)
+    peak = ready.optim.lr or 0.0
+    return Trainer(
+        policy=built.policy,
+        objective=ready.objective,
+        source=source,
+        optimizer=Optimizer(built.parameter_groups(peak), ready.optim),
+        plan=Plan(
+            optim=ready.optim,
+            checkpoint=stage.checkpoint,
+            evaluate_every=stage.evaluation.every or max(1, ready.total_steps // 5),
+            sample_every=stage.samples.every,
+            vocab_size=built.model.vocab_size,
+        ),
+        run=run,
+        reporter=reporter,
+        held_out=HeldOut(held_out, annotate),
+        sample=Sampler.of(built, ready.dataset, stage),
+    )
+
+
+def _annotator(
+    ready: Assembled, run: RunDirectory, bare: TreeSource, held_out: Sequence[Batch], reporter: Reporter
+) -> Annotate:
+    """Return what fills the columns that the objective needs."""
+    unknown = set(ready.objective.needs) - {"ref_logprobs"}
+    if unknown:
+        raise RecipeError(
+            f"objective {ready.objective.name} needs the column '{sorted(unknown)[0]}', which nothing here fills; "
+            "known: ref_logprobs"
+        )
+    if "ref_logprobs" not in ready.objective.needs:
+        return lambda batch: batch
+    settings = ready.stage.reference
+    repeated = ready.plan.rows_seen() > len(ready.dataset.train)
+    once = settings.precompute_ref_log_probs
+    if once is None:
+        once = repeated or not ready.lora
+    if not once and not ready.lora:
+        raise RecipeError(
+            "reference.precompute_ref_log_probs: false needs the reference beside the policy, which full weights would "
+            "have to keep as a second model; leave it out, or train with an adapter"
+        )
+    if not once:
+        return ReferenceLogprobs(ready.built.reference, None)
+    folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
+    built = ready.built
+    key = f"{built.start_digest} {built.dtype} {built.calibration.matmul_precision}"
+    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key))
+    count = min(ready.plan.rows_seen(), len(ready.dataset.train)) + sum(len(b.digests) for b in held_out)
+    reporter.begin("reference", count)
+    done = 0
+
+    def advance(trees: int) -> None:
+        nonlocal done
+        done += trees
+        reporter.advance(min(done, count))
+
+    reference.precompute([*held_out, *bare.first_pass()], advance)
+    reporter.end()
+    return reference
+
+
+def _write_facts(recipe: Recipe, ready: Assembled, run: RunDirectory, trained: int) -> None:
+    """Write what does not change during a run."""
+    built, report = ready.built, ready.dataset.report
+    use = ready.stage.objective["use"]
+    stage = ready.stage.model_copy(
+        update={
+            "model": built.start.model,
+            "objective": {"use": use, **ready.objective.model_dump(mode="json")},
+            "optim": ready.optim,
+            "adapter": _adapter_of(ready),
+        }
+    )
+    run.write_text("recipe.yaml", dump(Recipe(output=str(run.path), stages=(stage,))))
+    hashes: dict[str, str | None] = {
+        "model_sha256": built.loaded.digest,
+        "start_sha256": built.start_digest,
+        "template_sha256": ready.dataset.template.digest,
+    }
+    environment = describe(ready.stage, built.device, built.dtype, built.calibration, hashes)
+    run.write_json(
+        "environment.json",
+        {**environment, "data": report.as_json().get("files", []), "attention": built.check.sentence},
+    )
+    run.write_json("data.json", report.as_json())
+    run.write_json("plan.json", _planned(ready, trained))
+
+
+def _adapter_of(ready: Assembled) -> AdapterSettings | None:
+    adapter, start = ready.stage.adapter, ready.built.start.adapter
+    return adapter.model_copy(update={"start": str(start)}) if adapter is not None and start is not None else adapter
+
+
+def _planned(ready: Assembled, trained: int) -> dict[str, Any]:
+    module = ready.built.loaded.module
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return {
+        "steps": ready.total_steps,
+        "rows": ready.plan.rows_seen(),
+        "tokens_per_pass": sum(ready.plan.sizes),
+        "longest_row_tokens": max(ready.plan.sizes),
+        "trained_parameters": trained,
+        "bytes": {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained},
+    }
+
+
+def _counter(reporter: Reporter, what: str) -> Any:
+    """A callback `(done, total)` that opens its bar at the first call."""
+    begun = False
+
+    def report(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            reporter.begin(what, total)
+            begun = True
+        reporter.advance(done)
+
+    return report
