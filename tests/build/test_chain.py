@@ -1,4 +1,4 @@
-"""The main job end to end on the world's tiny model: SFT then DPO, resume, merge, and mistakes with their exit codes."""
+"""The main job end to end on a tiny model: SFT then DPO, resume, merge, and mistakes with their exit codes."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_newcomers_loss_trains(world: tuple[Path, WorldFiles], tmp_path: Path)
         ({"stages": [{"objective": {"use": "dop"}, "data": {"path": "PAIRS"}}]}, "did you mean 'dpo'"),
         ({"stages": [{"objective": {"use": "dpo"}, "data": {"path": "DEMOS"}}]}, "dpo needs"),
         ({"stages": [{"objective": {"use": "sft"}, "data": {"path": "missing.jsonl"}}]}, "missing.jsonl"),
-        ({"stages": [{"objective": {"use": "sft"}, "data": {"path": "DEMOS", "max_length": 9999}}]}, "positions for 64"),
+        ({"stages": [{"objective": {"use": "sft"}, "data": {"path": "DEMOS", "max_length": 999}}]}, "positions for 64"),
     ],
 )
 def test_a_mistake_ends_with_code_2_and_writes_nothing(

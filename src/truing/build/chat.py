@@ -17,7 +17,6 @@ from truing.data.examples import Message, Words
 from truing.data.templates import Template, load_template
 from truing.models.sampling import generate
 
-
 Turns = list[tuple[Literal["user", "assistant"], str]]
 """A conversation so far, as (role, text)."""
 
