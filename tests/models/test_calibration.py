@@ -10,16 +10,18 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def precision_kept():
+def measured_anew():
+    calibration_module._measured.cache_clear()
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+    calibration_module._measured.cache_clear()
 
 
 def with_clock(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Replace the measured time by one that depends on the precision in force."""
 
-    def timed(left: torch.Tensor, right: torch.Tensor) -> float:
+    def timed(left: torch.Tensor, weight: torch.Tensor, layers: int) -> float:
         return seconds["bf16" if left.dtype == torch.bfloat16 else torch.get_float32_matmul_precision()]
 
     monkeypatch.setattr(calibration_module, "_seconds", timed)
@@ -77,3 +79,11 @@ def test_the_users_choice_replaces_the_measured_one(monkeypatch) -> None:
     with_errors(monkeypatch, SAME)
     asked = fixed(calibrate(CPU), "highest")
     assert (asked.matmul_precision, asked.bf16_speedup) == ("highest", 4.0)
+
+
+def test_a_process_measures_once(monkeypatch) -> None:
+    with_errors(monkeypatch, SAME)
+    with_clock(monkeypatch, {"highest": 2.0, "medium": 1.0, "bf16": 0.5})
+    first = calibrate(CPU)
+    with_clock(monkeypatch, {"highest": 1.0, "medium": 2.0, "bf16": 0.5})
+    assert calibrate(CPU) == first

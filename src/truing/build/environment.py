@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from truing.core.errors import MachineError
-from truing.models.calibration import Calibration
+from truing.models.calibration import Calibration, Widths
 from truing.recipe.schema import Stage
 
 PACKAGES = ("truing", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -42,11 +42,31 @@ def choose_dtype(stage: Stage, model: str, device: torch.device, calibration: Ca
 
 def checkpoint_dtype(model: str) -> str:
     """The number format that a model folder's config.json states; empty when it states none."""
-    config = Path(model) / "config.json"
-    if not config.is_file():
-        return ""
-    values = json.loads(config.read_text(encoding="utf-8"))
+    values = _config(model)
     return str(values.get("dtype") or values.get("torch_dtype") or "")
+
+
+def widths_of(model: str) -> Widths:
+    """The widths that a model folder's config.json states, under the names of the common families."""
+    values = _config(model)
+    values = values.get("text_config") or values
+    usual = Widths()
+
+    def first(default: int, *names: str) -> int:
+        return next((values[name] for name in names if isinstance(values.get(name), int)), default)
+
+    hidden = first(usual.hidden, "hidden_size", "n_embd", "d_model")
+    return Widths(
+        hidden,
+        first(4 * hidden, "intermediate_size", "n_inner", "ffn_dim"),
+        max(1, first(usual.layers, "num_hidden_layers", "n_layer")),
+    )
+
+
+def _config(model: str) -> dict[str, Any]:
+    config = Path(model) / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return values if isinstance(values, dict) else {}
 
 
 def describe(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from truing.build.environment import choose_device, choose_dtype
+from truing.build.environment import choose_device, choose_dtype, widths_of
 from truing.core.errors import AdapterError, NothingToTrain
 from truing.core.parameters import ParameterGroup
 from truing.models.calibration import Calibration, apply, calibrate, fixed
@@ -76,7 +76,7 @@ def build_policy(stage: Stage, start: Start, calibration: Calibration | None, re
     `calibration` is that of the interrupted run when one is resumed, so that numbers come out the same.
     """
     device = choose_device(stage.device)
-    calibration = calibration or calibrate(device)
+    calibration = calibration or calibrate(device, widths_of(start.model))
     if stage.precision.matmul != "auto":
         calibration = fixed(calibration, stage.precision.matmul)
     apply(calibration)

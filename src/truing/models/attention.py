@@ -17,7 +17,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from truing.core.errors import ModelError
-from truing.models.tree_plan import Bush, Fork, TreePlan
+from truing.models.tree_plan import Bush, Fork, Part, TreePlan
 
 NAME = "truing_tree"
 
@@ -83,23 +83,23 @@ class _FlashTrees(torch.autograd.Function):
         _, heads, size, width = query.shape
         out = query.new_empty(1, size, heads, width).transpose(1, 2)
         lse = query.new_empty(1, size, heads, dtype=_lse_dtype(query)).transpose(1, 2)
-        for block in plan.blocks(window):
-            if isinstance(block, Fork):
-                _fork_forward(query, key, value, out, lse, block, scale)
-                continue
-            mask = plan.mask(block, window, query.dtype, query.device) if isinstance(block, Bush) else None
-            here = (2, block.start, block.size)
-            part, part_lse = FLASH(
-                query.narrow(*here),
-                key.narrow(*here),
-                value.narrow(*here),
+        for part in plan.parts(window):
+            rows, columns = (2, *part.rows), (2, *part.columns)
+            mask = None if part.bush is None else plan.mask(part.bush, window, query.dtype, query.device)
+            result, sums = FLASH(
+                query.narrow(*rows),
+                key.narrow(*columns),
+                value.narrow(*columns),
                 0.0,
-                mask is None,
+                part.own and mask is None,
                 attn_mask=mask,
                 scale=scale,
             )
-            out.narrow(*here).copy_(part)
-            lse.narrow(*here).copy_(part_lse)
+            if part.own:
+                out.narrow(*rows).copy_(result)
+                lse.narrow(*rows).copy_(sums)
+            else:
+                _merge(out.narrow(*rows), lse.narrow(*rows), result, sums)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale, ctx.window = plan, scale, window
         return out.transpose(1, 2)
@@ -111,92 +111,61 @@ class _FlashTrees(torch.autograd.Function):
         grad = grads[0].transpose(1, 2)
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         into = _GradBuffers(query, key, value)
-        for block in ctx.plan.blocks(ctx.window):
-            if isinstance(block, Fork):
-                _fork_backward(grad, saved, into, block, ctx.scale)
-                continue
-            mask = ctx.plan.mask(block, ctx.window, query.dtype, query.device) if isinstance(block, Bush) else None
-            here = (block.start, block.size)
-            into.put(here, here, _flash_backward(grad, saved, here, here, mask is None, mask, ctx.scale))
+        # With the merged output and log-sum-exp in every call each part's gradient is exact: none flows by the merge.
+        for part in ctx.plan.parts(ctx.window):
+            mask = None if part.bush is None else ctx.plan.mask(part.bush, ctx.window, query.dtype, query.device)
+            into.take(part, _flash_backward(grad, saved, part, mask, ctx.scale))
         return into.query, into.key, into.value, None, None, None
 
 
 class _GradBuffers:
-    """Gradients of the whole token axis, filled block by block; a key's are written before they are added to."""
+    """Gradients of the whole token axis; a token's first part writes them, later ones add."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         self.query, self.key, self.value = (
             x.new_empty(1, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)
         )
 
-    def put(self, rows: tuple[int, int], columns: tuple[int, int], grads: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.query.narrow(2, *rows).copy_(grads[0])
-        self.key.narrow(2, *columns).copy_(grads[1])
-        self.value.narrow(2, *columns).copy_(grads[2])
+    def take(self, part: Part, grads: tuple[Tensor, Tensor, Tensor]) -> None:
+        wheres = (part.rows, part.columns, part.columns)
+        for buffer, where, grad in zip((self.query, self.key, self.value), wheres, grads, strict=True):
+            here = buffer.narrow(2, *where)
+            if part.own:
+                here.copy_(grad)
+            else:
+                here.add_(grad)
 
 
 def _lse_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def _fork_forward(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, fork: Fork, scale: float
-) -> None:
-    """Prompt, all completions on the prompt, each on itself; then merge the last two by their log-sum-exps."""
-    prompt = (2, fork.start, fork.prompt)
-    branches = (2, fork.start + fork.prompt, fork.size)
-    prompt_key, prompt_value = key.narrow(*prompt), value.narrow(*prompt)
-    part, part_lse = FLASH(query.narrow(*prompt), prompt_key, prompt_value, 0.0, True, scale=scale)
-    out.narrow(*prompt).copy_(part)
-    lse.narrow(*prompt).copy_(part_lse)
-    cross, cross_lse = FLASH(query.narrow(*branches), prompt_key, prompt_value, 0.0, False, scale=scale)
-    for start, size in fork.completions:
-        here = (2, start, size)
-        part, part_lse = FLASH(query.narrow(*here), key.narrow(*here), value.narrow(*here), 0.0, True, scale=scale)
-        out.narrow(*here).copy_(part)
-        lse.narrow(*here).copy_(part_lse)
-    own, own_lse = out.narrow(*branches), lse.narrow(*branches)
-    total = torch.logaddexp(cross_lse, own_lse)
-    weight = (cross_lse - total).exp_().unsqueeze(-1)
-    own.copy_(torch.lerp(own.to(total.dtype), cross.to(total.dtype), weight))
-    own_lse.copy_(total)
-
-
-def _fork_backward(grad: Tensor, saved: Sequence[Tensor], into: _GradBuffers, fork: Fork, scale: float) -> None:
-    """The merged output and log-sum-exp in every call make each part's gradient exact, with no term for the merge."""
-    prompt = (fork.start, fork.prompt)
-    branches = (fork.start + fork.prompt, fork.size)
-    into.put(prompt, prompt, _flash_backward(grad, saved, prompt, prompt, True, None, scale))
-    for span in fork.completions:
-        into.put(span, span, _flash_backward(grad, saved, span, span, True, None, scale))
-    grads = _flash_backward(grad, saved, branches, prompt, False, None, scale)
-    into.query.narrow(2, *branches).add_(grads[0])
-    into.key.narrow(2, *prompt).add_(grads[1])
-    into.value.narrow(2, *prompt).add_(grads[2])
+def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
+    """Bring attention over further keys into `out` and `lse`."""
+    total = torch.logaddexp(lse, more_lse)
+    weight = (more_lse - total).exp_().unsqueeze(-1)
+    out.copy_(torch.lerp(out.to(total.dtype), more.to(total.dtype), weight))
+    lse.copy_(total)
 
 
 def _flash_backward(
-    grad: Tensor,
-    saved: Sequence[Tensor],
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-    causal: bool,
-    mask: Tensor | None,
-    scale: float,
+    grad: Tensor, saved: Sequence[Tensor], part: Part, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value, out, lse = saved
+    rows, columns = (2, *part.rows), (2, *part.columns)
     parts = [
-        grad.narrow(2, *rows),
-        query.narrow(2, *rows),
-        key.narrow(2, *columns),
-        value.narrow(2, *columns),
-        out.narrow(2, *rows),
+        grad.narrow(*rows),
+        query.narrow(*rows),
+        key.narrow(*columns),
+        value.narrow(*columns),
+        out.narrow(*rows),
     ]
-    if query.dtype == torch.bfloat16 and max(rows[1], columns[1]) <= UPCAST:
-        parts = [part.float() for part in parts]
+    if query.dtype == torch.bfloat16 and max(part.rows[1], part.columns[1]) <= UPCAST:
+        parts = [tensor.float() for tensor in parts]
         mask = None if mask is None else mask.float()
+    causal = part.own and mask is None
     grads: tuple[Tensor, Tensor, Tensor] = FLASH_BACKWARD(
-        *parts, lse.narrow(2, *rows), 0.0, causal, attn_mask=mask, scale=scale
+        *parts, lse.narrow(*rows), 0.0, causal, attn_mask=mask, scale=scale
     )
     return grads
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -12,16 +14,24 @@ from torch import Tensor
 
 Precision = Literal["highest", "medium"]
 
-SIZE = 512
-"""Rows and columns of the product tried: 0.27 GFLOP, a few milliseconds on a small machine."""
+ROWS = 1024
+"""Tokens of the products tried, as far as `FLOPS` allows; each try has a few more, as packed batches do."""
+
+FLOPS = 5e8
+"""Multiplications and additions of one product at most, so that a large model's start stays short."""
+
+PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+KEPT_PRIMITIVES = "64"
+"""oneDNN compiles, and by default keeps 1024 of, what it runs: one for each new shape. Packed steps are all new."""
 
 CHECKED = 32
 """Rows compared with float64."""
 
 REPEATS = 7
 
-GAIN = 1.1
-"""How much faster "medium" has to be before it is chosen."""
+GAIN = 1.4
+"""How much faster "medium" has to be before it is chosen: far enough from 1 that noise does not choose."""
 
 ERROR_RATIO = 4.0
 """How much larger its error may be: another order of summation costs up to 2.5 times, bfloat16 thousands."""
@@ -52,32 +62,53 @@ def fixed(calibration: Calibration, precision: Precision) -> Calibration:
     return replace(calibration, matmul_precision=precision, bf16_speedup=speedup, sentence=sentence)
 
 
-def calibrate(device: torch.device) -> Calibration:
-    """Time float32 products at two precisions and a bfloat16 one, and choose; leaves the global setting as it was.
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """What decides the shapes of a model's products."""
+
+    hidden: int = 512
+    inner: int = 2048
+    """Of the feed-forward block."""
+    layers: int = 12
+
+
+def calibrate(device: torch.device, widths: Widths | None = None) -> Calibration:
+    """Return what suits products of these widths: measured once in a process, so that all of a chain runs alike.
 
     Only a CPU is tried. On a GPU "medium" means TensorFloat-32 or bfloat16, a real loss of digits, so it stays off.
     """
     if device.type != "cpu":
         return Calibration("highest", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, f"{device.type}: float32 products stay exact")
+    return _measured(widths or Widths())
+
+
+@cache
+def _measured(widths: Widths) -> Calibration:
+    """Time products at two float32 precisions and in bfloat16, and choose; the global setting stays as it was."""
+    os.environ.setdefault(PRIMITIVES, KEPT_PRIMITIVES)
+    hidden, inner = min(widths.hidden, ROWS), min(widths.inner, 4 * ROWS)
+    rows = max(64, min(ROWS, int(FLOPS / (2 * hidden * inner))))
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(SIZE, SIZE, generator=generator) for _ in range(2))
-    exact = left[:CHECKED].double() @ right.double()
-    left_bf16, right_bf16 = left.bfloat16(), right.bfloat16()
+    left = torch.randn(rows + REPEATS, hidden, generator=generator)
+    weight = torch.randn(inner, hidden, generator=generator)
+    exact = left[:CHECKED].double() @ weight.T.double()
+    left_bf16, weight_bf16 = left.bfloat16(), weight.bfloat16()
     times: dict[str, list[float]] = {"highest": [], "medium": [], "bf16": []}
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
-        error_highest = _error(left @ right, exact)
+        error_highest = _error(left @ weight.T, exact)
         torch.set_float32_matmul_precision("medium")
-        error_medium = _error(left @ right, exact)
-        left_bf16 @ right_bf16
+        error_medium = _error(left @ weight.T, exact)
+        left_bf16 @ weight_bf16.T
         # By turns, so that a machine busy with something else for a moment is so for all three.
-        for _ in range(REPEATS):
+        for repeat in range(REPEATS):
+            size = rows + repeat
             torch.set_float32_matmul_precision("highest")
-            times["highest"].append(_seconds(left, right))
+            times["highest"].append(_seconds(left[:size], weight, widths.layers))
             torch.set_float32_matmul_precision("medium")
-            times["medium"].append(_seconds(left, right))
-            times["bf16"].append(_seconds(left_bf16, right_bf16))
+            times["medium"].append(_seconds(left[:size], weight, widths.layers))
+            times["bf16"].append(_seconds(left_bf16[:size], weight_bf16, widths.layers))
     finally:
         torch.set_float32_matmul_precision(before)
     seconds_highest, seconds_medium, seconds_bf16 = (statistics.median(values) for values in times.values())
@@ -102,10 +133,14 @@ def apply(calibration: Calibration) -> None:
     torch.set_float32_matmul_precision(calibration.matmul_precision)
 
 
-def _seconds(left: Tensor, right: Tensor) -> float:
+def _seconds(left: Tensor, weight: Tensor, layers: int) -> float:
+    """Seconds of a product in a model: forward and backward, the first layer's shape new to the library."""
     start = time.perf_counter()
-    left @ right
-    return time.perf_counter() - start
+    (left @ weight.T) @ weight
+    first = time.perf_counter()
+    (left @ weight.T) @ weight
+    again = time.perf_counter()
+    return (first - start + (layers - 1) * (again - first)) / layers
 
 
 def _error(product: Tensor, exact: Tensor) -> float:

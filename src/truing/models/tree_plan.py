@@ -5,10 +5,14 @@ Bush    a tree under a mask: one so small that a masked call costs less than sev
         cuts
 Fork    a prompt with several completions: all of them read the prompt's keys in one call, then each reads itself,
         and the two are merged by their log-sum-exps
+
+Where results can be merged so, on a CPU, a long causal sequence is cut too: its second half reads the first half's
+keys in one call, because the kernel computes what causality hides. `parts` are the calls that come of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +22,10 @@ from truing.core.batch import Layout, TreeSpans
 
 PAIRS_PER_CALL = 1000
 """Query–key pairs that cost as much as one more kernel call, for about six heads of 64 on a CPU."""
+
+
+WHOLE = 320
+"""Tokens up to which a causal sequence is one call. The CPU kernel skips hidden keys only in blocks of 512."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,23 @@ class Fork:
 Block = Chain | Bush | Fork
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kernel call. Those with a causal order or a mask attend to themselves and come before what adds to them."""
+
+    rows: tuple[int, int]
+    """(start, size) of the queries."""
+    columns: tuple[int, int]
+    """(start, size) of the keys: the queries' own, or others that all of them see."""
+    bush: Bush | None = None
+    """What masks the keys; None: causal among a call's own keys, everything among others."""
+
+    @property
+    def own(self) -> bool:
+        """Whether queries and keys are the same tokens."""
+        return self.rows == self.columns
+
+
 class TreePlan:
     """How a layout is cut into kernel calls: made once for a forward pass and shared by all layers.
 
@@ -64,6 +89,7 @@ class TreePlan:
         self.layout = layout
         self.windows: set[int] = set()
         self._blocks: dict[int | None, tuple[Block, ...]] = {}
+        self._parts: dict[int | None, tuple[Part, ...]] = {}
         self._masks: dict[tuple[int, int, int | None, torch.dtype, torch.device], Tensor] = {}
         self._longest = max((longest_path(tree) for tree in layout.trees), default=0)
 
@@ -74,6 +100,12 @@ class TreePlan:
         if window not in self._blocks:
             self._blocks[window] = tuple(_block(tree, window) for tree in self.layout.trees)
         return self._blocks[window]
+
+    def parts(self, window: int | None) -> tuple[Part, ...]:
+        """Return the calls that, merged by their log-sum-exps, are the blocks."""
+        if window not in self._parts:
+            self._parts[window] = tuple(part for block in self.blocks(window) for part in _parts(block))
+        return self._parts[window]
 
     def mask(self, bush: Bush, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return what is added to the scores of a bush: dtype [size, size], 0 where seen and −∞ where not."""
@@ -124,3 +156,26 @@ def _block(tree: TreeSpans, window: int | None) -> Block:
     if size * size - needed <= PAIRS_PER_CALL * (1 + len(sizes)):
         return Bush(tree.start, size, tree)
     return Fork(tree.start, tree.prompt.size, sum(sizes), tuple((span.start, span.size) for span in tree.completions))
+
+
+def _parts(block: Block) -> Iterator[Part]:
+    match block:
+        case Bush(start, size):
+            yield Part((start, size), (start, size), block)
+        case Chain(start, size):
+            yield from _causal(start, size)
+        case Fork(start, prompt, size, completions):
+            yield from _causal(start, prompt)
+            for span in completions:
+                yield from _causal(*span)
+            yield Part((start + prompt, size), (start, prompt))
+
+
+def _causal(start: int, size: int) -> Iterator[Part]:
+    if size <= WHOLE:
+        yield Part((start, size), (start, size))
+        return
+    half = size // 2
+    yield from _causal(start, half)
+    yield from _causal(start + half, size - half)
+    yield Part((start + half, size - half), (start, half))
