@@ -27,7 +27,8 @@ from truing.models.selfcheck import self_check
 def test_each_family_gets_what_it_can_compute(family: str, sharing: str, dtype: torch.dtype) -> None:
     check = self_check(make(family).to(dtype))
     assert check.sharing == sharing
-    assert check.difference < (1e-5 if dtype == torch.float32 else 0.1)
+    # In half precision a mixture may send a token to another expert.
+    assert check.difference < (1e-5 if dtype == torch.float32 else 0.2)
     words = {"tree": "computed once", "alone": "runs by itself"}
     assert words[sharing] in check.sentence
 

@@ -7,7 +7,6 @@ On a CPU the whole layout is one autograd function over the fused kernel; other 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +19,6 @@ from truing.core.errors import ModelError
 from truing.models.tree_plan import Bush, Fork, Part, TreePlan
 
 NAME = "truing_tree"
-
-UPCAST = 256
-"""Tokens up to which the bfloat16 backward runs in float32: there the CPU kernel is 4 times slower in bfloat16."""
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -79,14 +75,18 @@ class _FlashTrees(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float, window: int | None
     ) -> Tensor:
-        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        kind = query.dtype
+        # The kernel is no faster in bfloat16, its backward up to 3 times slower; and merging wants float32 in any case.
+        wide = torch.promote_types(kind, torch.float32)
+        inputs = query, key, value
+        query, key, value = (_rows(x, wide) for x in (query, key, value))
         _, heads, size, width = query.shape
         out = query.new_empty(1, size, heads, width).transpose(1, 2)
-        lse = query.new_empty(1, size, heads, dtype=_lse_dtype(query)).transpose(1, 2)
+        lse = query.new_empty(1, size, heads).transpose(1, 2)
         for part in plan.parts(window):
             rows, columns = (2, *part.rows), (2, *part.columns)
             mask = None if part.bush is None else plan.mask(part.bush, window, query.dtype, query.device)
-            result, sums = FLASH(
+            found, sums = FLASH(
                 query.narrow(*rows),
                 key.narrow(*columns),
                 value.narrow(*columns),
@@ -96,26 +96,43 @@ class _FlashTrees(torch.autograd.Function):
                 scale=scale,
             )
             if part.own:
-                out.narrow(*rows).copy_(result)
+                out.narrow(*rows).copy_(found)
                 lse.narrow(*rows).copy_(sums)
             else:
-                _merge(out.narrow(*rows), lse.narrow(*rows), result, sums)
-        ctx.save_for_backward(query, key, value, out, lse)
+                _merge(out.narrow(*rows), lse.narrow(*rows), found, sums)
+        result = out.transpose(1, 2).to(kind)
+        ctx.save_for_backward(*inputs, result, lse)
         ctx.plan, ctx.scale, ctx.window = plan, scale, window
-        return out.transpose(1, 2)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        query, key, value = saved[:3]
-        grad = grads[0].transpose(1, 2)
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        *tensors, result, lse = ctx.saved_tensors
+        grad, query, key, value, out = (
+            _rows(x, lse.dtype) for x in (grads[0].transpose(1, 2), *tensors, result.transpose(1, 2))
+        )
         into = _GradBuffers(query, key, value)
         # With the merged output and log-sum-exp in every call each part's gradient is exact: none flows by the merge.
         for part in ctx.plan.parts(ctx.window):
             mask = None if part.bush is None else ctx.plan.mask(part.bush, ctx.window, query.dtype, query.device)
-            into.take(part, _flash_backward(grad, saved, part, mask, ctx.scale))
-        return into.query, into.key, into.value, None, None, None
+            rows, columns = (2, *part.rows), (2, *part.columns)
+            into.take(
+                part,
+                FLASH_BACKWARD(
+                    grad.narrow(*rows),
+                    query.narrow(*rows),
+                    key.narrow(*columns),
+                    value.narrow(*columns),
+                    out.narrow(*rows),
+                    lse.narrow(*rows),
+                    0.0,
+                    part.own and mask is None,
+                    attn_mask=mask,
+                    scale=ctx.scale,
+                ),
+            )
+        kind = result.dtype
+        return into.query.to(kind), into.key.to(kind), into.value.to(kind), None, None, None
 
 
 class _GradBuffers:
@@ -136,38 +153,17 @@ class _GradBuffers:
                 here.add_(grad)
 
 
-def _lse_dtype(query: Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in this type, with each head's numbers side by side as the kernel wants them."""
+    x = x.to(dtype)
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
     """Bring attention over further keys into `out` and `lse`."""
     total = torch.logaddexp(lse, more_lse)
-    weight = (more_lse - total).exp_().unsqueeze(-1)
-    out.copy_(torch.lerp(out.to(total.dtype), more.to(total.dtype), weight))
+    torch.lerp(out, more, (more_lse - total).exp_().unsqueeze(-1), out=out)
     lse.copy_(total)
-
-
-def _flash_backward(
-    grad: Tensor, saved: Sequence[Tensor], part: Part, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, out, lse = saved
-    rows, columns = (2, *part.rows), (2, *part.columns)
-    parts = [
-        grad.narrow(*rows),
-        query.narrow(*rows),
-        key.narrow(*columns),
-        value.narrow(*columns),
-        out.narrow(*rows),
-    ]
-    if query.dtype == torch.bfloat16 and max(part.rows[1], part.columns[1]) <= UPCAST:
-        parts = [tensor.float() for tensor in parts]
-        mask = None if mask is None else mask.float()
-    causal = part.own and mask is None
-    grads: tuple[Tensor, Tensor, Tensor] = FLASH_BACKWARD(
-        *parts, lse.narrow(*rows), 0.0, causal, attn_mask=mask, scale=scale
-    )
-    return grads
 
 
 def fused_trees(

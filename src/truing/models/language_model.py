@@ -18,7 +18,7 @@ from truing.core.trees import Tree
 from truing.models.attention import NAME, register
 from truing.models.heads import output_head
 from truing.models.loading import quiet_transformers
-from truing.models.logprobs import CHUNK_BYTES, linear_logprobs, logits_logprobs
+from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs
 from truing.models.tree_plan import TreePlan, longest_path
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class LanguageModel:
                 head.module(rows), wanted, scale=head.scale, softcap=head.softcap, temperature=temperature
             )
 
-        rows = max(1, CHUNK_BYTES // (4 * self.vocab_size))
+        rows = chunk_rows(self.vocab_size, self.device)
         parts = [
             checkpoint(read, *chunk, use_reentrant=False, preserve_rng_state=False)
             for chunk in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)

@@ -8,9 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 256 * 2**20
-"""Bytes of float32 logits that may exist at a time; the backward pass holds twice as much for a moment."""
+CHUNK_BYTES = {"cpu": 16 * 2**20}
+"""Bytes of float32 logits that may exist at a time, twice that for a moment. On a CPU they should fit its cache."""
+
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+
+FEWEST_ROWS = 64
+"""Rows of a chunk whatever they weigh: with fewer, reading the weight takes longer than multiplying by it."""
 
 
 def linear_logprobs(
@@ -23,24 +29,31 @@ def linear_logprobs(
     softcap: float | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of the targets, and the entropy of the distributions in nats: float32 [K] each.
 
     The logits are `hidden @ weightᵀ + bias`, times `scale`, soft-capped to `c·tanh(·/c)`, over `temperature`. The
     product runs in the weight's dtype (autocast's where that is on), everything after it in float32 (float64 stays
-    float64). Rows are taken in chunks of `chunk_bytes`; when one chunk is enough its logits are kept for the backward
-    pass, otherwise they are recomputed.
+    float64). Rows are taken in chunks of `chunk_bytes` (None: what suits the device). A frozen head's gradient is made
+    with the logits and kept, [K, d] in place of [K, V]; otherwise the logits are computed again for the backward pass,
+    unless one chunk was enough to keep them.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     bias = None if bias is None else bias.to(dtype)
-    rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+    rows = chunk_rows(weight.shape[0], weight.device) if chunk_bytes is None else chunk_bytes // (4 * weight.shape[0])
     post = _Post(scale / temperature, None if softcap is None else softcap / temperature)
     logprobs, entropies = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden.to(dtype), weight.to(dtype), bias, targets, post, entropy, rows
+        hidden.to(dtype), weight.to(dtype), bias, targets, post, entropy, max(1, rows)
     )
     return logprobs, entropies if entropy else None
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows whose logits are computed at a time."""
+    budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE)
+    return max(FEWEST_ROWS, budget // (4 * vocab_size))
 
 
 def logits_logprobs(
@@ -104,36 +117,45 @@ class _LinearLogprobs(torch.autograd.Function):
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         logprobs = hidden.new_empty(count, dtype=wide)
         entropies = hidden.new_zeros(count, dtype=wide)
-        lse = hidden.new_empty(count, dtype=wide)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # A row's gradient is its incoming scalar times d log p / d hidden, so that this can be made right here.
+        ready = needs_hidden and not (needs_weight or needs_bias or entropy)
+        slopes = torch.empty_like(hidden) if ready else None
         final: Tensor | None = None
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
             final = _final_logits(hidden[part], weight, bias, post)
-            lse[part] = torch.logsumexp(final, dim=-1)
-            logprobs[part] = final.gather(1, targets[part, None]).squeeze(1) - lse[part]
+            log_p = torch.log_softmax(final, dim=-1)
+            logprobs[part] = log_p.gather(1, targets[part, None]).squeeze(1)
             if entropy:
-                log_p = final - lse[part, None]
                 entropies[part] = -log_p.exp().mul_(log_p).sum(dim=-1)
-        ctx.kept = count <= rows and any(ctx.needs_input_grad[:3])
-        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropies, final if ctx.kept else None)
+            if slopes is not None:
+                grad = post.chain_(_less_one(log_p.exp_(), targets[part]), final)
+                torch.mm(grad.to(weight.dtype), weight, out=slopes[part])
+        kept = final if count <= rows and slopes is None and any(ctx.needs_input_grad[:3]) else None
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies, kept, slopes)
         ctx.post, ctx.entropy, ctx.rows = post, entropy, rows
         if not entropy:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, lse, entropies, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, entropies, kept, slopes = ctx.saved_tensors
+        if slopes is not None:
+            return (slopes * -grads[0][:, None].to(slopes.dtype), *(None,) * 6)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        wide = entropies.dtype
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         single = hidden.shape[0] <= ctx.rows  # then there is nothing to add up, and no need of float32 to do it in
-        grad_weight = torch.zeros_like(weight, dtype=weight.dtype if single else lse.dtype) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=weight.dtype if single else wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias else None
         for start in range(0, hidden.shape[0], ctx.rows):
             part = slice(start, min(start + ctx.rows, hidden.shape[0]))
-            final = kept if ctx.kept else _final_logits(hidden[part], weight, bias, ctx.post)
+            final = _final_logits(hidden[part], weight, bias, ctx.post) if kept is None else kept
             of_entropy = (grads[1][part], entropies[part]) if ctx.entropy else None
-            grad = _grad_final(final, targets[part], lse[part], grads[0][part], of_entropy)
+            grad = _grad_final(final, targets[part], grads[0][part], of_entropy)
             grad = ctx.post.chain_(grad, final)
             if grad_bias is not None:
                 grad_bias += grad.sum(dim=0)
@@ -150,18 +172,19 @@ class _LinearLogprobs(torch.autograd.Function):
         )
 
 
-def _grad_final(
-    final: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, of_entropy: tuple[Tensor, Tensor] | None
-) -> Tensor:
+def _less_one(probs: Tensor, targets: Tensor) -> Tensor:
+    """P − onehot, in place: minus the slope of log p, and exact where p is close to 1."""
+    return probs.scatter_add_(1, targets[:, None], probs.new_full((), -1.0).expand(len(targets), 1))
+
+
+def _grad_final(final: Tensor, targets: Tensor, grad: Tensor, of_entropy: tuple[Tensor, Tensor] | None) -> Tensor:
     """d/dz = g (onehot − p) − g_H p (log p + H): float32 [k, V]."""
-    log_p = final - lse[:, None]
-    weights = -grad[:, None]
     if of_entropy is None:
-        out = log_p.exp_().mul_(weights)
-    else:
-        grad_h, entropy = of_entropy
-        probs = log_p.exp()
-        out = log_p.add_(entropy[:, None]).mul_(-grad_h[:, None]).add_(weights).mul_(probs)
+        return _less_one(torch.softmax(final, dim=-1), targets).mul_(-grad[:, None])
+    grad_h, entropy = of_entropy
+    log_p = torch.log_softmax(final, dim=-1)
+    probs = log_p.exp()
+    out = log_p.add_(entropy[:, None]).mul_(-grad_h[:, None]).sub_(grad[:, None]).mul_(probs)
     return out.scatter_add_(1, targets[:, None], grad[:, None])
 
 
