@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from truing.build.environment import describe
 from truing.build.policy import BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
@@ -28,11 +30,13 @@ from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter
 from truing.training.reference import LogprobStore, ReferenceLogprobs
 from truing.training.run_directory import RunDirectory
-from truing.training.settings import OptimSettings
+from truing.training.settings import BatchSettings, OptimSettings
 from truing.training.source import Annotate, TreeSource, fixed_batches
 from truing.training.trainer import HeldOut, Plan, Trainer
 
 DEFAULT_EXAMPLES = 8
+MICRO_TOKENS = 8192
+MICRO_TOKENS_ON_CPU = 4096
 LORA_RATE = 10.0
 """How much higher LoRA's rate is than full weights' (Schulman et al. 2025, "LoRA Without Regret")."""
 
@@ -66,6 +70,7 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         raise RecipeError(f"objective {objective.name} learns from rollouts, which this recipe has no section for")
     optim = _rates(stage, objective, reporter)
     built = build_policy(stage, start, calibration, reporter)
+    stage = stage.model_copy(update={"batch": _batch(stage.batch, built.device)})
     if built.model.max_positions is not None and stage.data.max_length > built.model.max_positions:
         raise DataError(
             f"data.max_length is {stage.data.max_length}, but {start.model} has positions for "
@@ -130,11 +135,19 @@ def _rates(stage: Stage, objective: Objective, reporter: Reporter) -> OptimSetti
     return stage.optim.model_copy(update={"lr": lr})
 
 
+def _batch(asked: BatchSettings, device: torch.device) -> BatchSettings:
+    """Fill in what the recipe leaves open."""
+    examples = asked.examples or (DEFAULT_EXAMPLES if asked.tokens is None else None)
+    micro_tokens = asked.micro_tokens or (MICRO_TOKENS_ON_CPU if device.type == "cpu" else MICRO_TOKENS)
+    return asked.model_copy(update={"examples": examples, "micro_tokens": micro_tokens})
+
+
 def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimSettings) -> StepPlan:
     batch = stage.batch
+    assert batch.micro_tokens is not None  # filled in by `_batch`
     return StepPlan(
         sizes=_sizes(built, trees),
-        examples=None if batch.tokens is not None else batch.examples or DEFAULT_EXAMPLES,
+        examples=batch.examples,
         tokens=batch.tokens,
         micro_tokens=batch.micro_tokens if stage.data.packing else 1,
         seed=stage.seed,
@@ -154,7 +167,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
     held_out = fixed_batches(
         ready.dataset.held_out[: stage.evaluation.limit],
         _sizes(built, ready.dataset.held_out[: stage.evaluation.limit]),
-        stage.batch.micro_tokens,
+        ready.plan.micro_tokens,
         built.model.collate,
         built.device,
     )
