@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 SUM = tuple[list[float], list[float], list[float], list[float]]
 """Per-token log-probs of one pair: chosen, rejected, reference chosen, reference rejected."""
@@ -35,3 +36,79 @@ def orpo(pair: SUM, beta: float) -> float:
     odds_chosen = math.exp(chosen) / (1 - math.exp(chosen))
     odds_rejected = math.exp(rejected) / (1 - math.exp(rejected))
     return -chosen - beta * math.log(1 / (1 + odds_rejected / odds_chosen))
+
+
+def ratios(pair: SUM) -> tuple[float, float]:
+    chosen, rejected, ref_chosen, ref_rejected = (math.fsum(part) for part in pair)
+    return chosen - ref_chosen, rejected - ref_rejected
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def robust(pair: SUM, beta: float, eps: float) -> float:
+    z = beta * (ratios(pair)[0] - ratios(pair)[1])
+    return ((1 - eps) * -log_sigmoid(z) - eps * -log_sigmoid(-z)) / (1 - 2 * eps)
+
+
+def hinge(pair: SUM, beta: float) -> float:
+    return max(0.0, 1 - beta * (ratios(pair)[0] - ratios(pair)[1]))
+
+
+def cpo(pair: SUM, beta: float, weight: float) -> float:
+    chosen, rejected = math.fsum(pair[0]), math.fsum(pair[1])
+    return -log_sigmoid(beta * (chosen - rejected)) - weight * chosen / len(pair[0])
+
+
+def dpo_norm(pair: SUM, beta: float) -> float:
+    h_chosen, h_rejected = ratios(pair)
+    return -log_sigmoid(beta * (h_chosen / len(pair[0]) - h_rejected / len(pair[1])))
+
+
+def apo_zero(pair: SUM, beta: float) -> float:
+    return 1 - sigmoid(beta * ratios(pair)[0]) + sigmoid(beta * ratios(pair)[1])
+
+
+def apo_down(pair: SUM, beta: float) -> float:
+    return sigmoid(beta * ratios(pair)[0]) + 1 - sigmoid(beta * (ratios(pair)[0] - ratios(pair)[1]))
+
+
+def nca(pair: SUM, beta: float) -> float:
+    chosen, rejected = (beta * h for h in ratios(pair))
+    return -log_sigmoid(chosen) - (log_sigmoid(-chosen) + log_sigmoid(-rejected)) / 2
+
+
+def exo(pair: SUM, beta: float, eps: float) -> float:
+    weights = [math.exp(beta * h) for h in ratios(pair)]
+    q = [w / sum(weights) for w in weights]
+    return sum(a * math.log(a / b) for a, b in zip(q, (1 - eps, eps), strict=True))
+
+
+def sppo(pair: SUM, beta: float) -> float:
+    return (ratios(pair)[0] - 0.5 / beta) ** 2 + (ratios(pair)[1] + 0.5 / beta) ** 2
+
+
+def bco_pair(pair: SUM, beta: float) -> float:
+    return -log_sigmoid(beta * ratios(pair)[0]) - log_sigmoid(-beta * ratios(pair)[1])
+
+
+def discopop(pair: SUM, beta: float, tau: float) -> float:
+    z = beta * (ratios(pair)[0] - ratios(pair)[1])
+    mixed = sigmoid(z / tau)
+    return (1 - mixed) * -log_sigmoid(z) + mixed * math.exp(-z)
+
+
+def f_dpo(pair: SUM, beta: float, slope: Callable[[float], float]) -> float:
+    chosen, rejected = (slope(math.exp(h)) for h in ratios(pair))
+    return -log_sigmoid(beta * (chosen - rejected))
+
+
+def ld_dpo(pair: SUM, beta: float, alpha: float) -> float:
+    shorter = min(len(pair[0]), len(pair[1]))
+
+    def weighed(values: list[float]) -> float:
+        return math.fsum(x if i < shorter else alpha * x for i, x in enumerate(values))
+
+    chosen, rejected, ref_chosen, ref_rejected = (weighed(part) for part in pair)
+    return -log_sigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))

@@ -14,6 +14,20 @@ from tests.objectives.trees import outputs, random_columns, whole_and_parts
 from truing.core.batch import Batch, Totals
 from truing.core.reduce import average
 from truing.objectives.base import Objective
+from truing.objectives.apo_down import APODown
+from truing.objectives.apo_zero import APOZero
+from truing.objectives.bco_pair import BCOPair
+from truing.objectives.cdpo import CDPO
+from truing.objectives.cpo import CPO
+from truing.objectives.discopop import DiscoPOP
+from truing.objectives.dpo_norm import NormalisedDPO
+from truing.objectives.exo import EXO
+from truing.objectives.f_dpo import FDPO
+from truing.objectives.hinge import Hinge
+from truing.objectives.ld_dpo import LDDPO
+from truing.objectives.nca import NCA
+from truing.objectives.robust import RobustDPO
+from truing.objectives.sppo import SPPO
 from truing.objectives.dpo import DPO
 from truing.objectives.ipo import IPO
 from truing.objectives.orpo import ORPO
@@ -28,6 +42,23 @@ CASES: list[tuple[Objective, Callable[[reference.SUM], float]]] = [
     (IPO(beta=0.2), lambda p: reference.ipo(p, 0.2)),
     (SimPO(beta=2.5, gamma_beta_ratio=0.3), lambda p: reference.simpo(p, 2.5, 0.3)),
     (ORPO(beta=0.25), lambda p: reference.orpo(p, 0.25)),
+    (CDPO(beta=0.3), lambda p: reference.dpo(p, 0.3, 0.1)),
+    (RobustDPO(beta=0.3, label_smoothing=0.2), lambda p: reference.robust(p, 0.3, 0.2)),
+    (Hinge(beta=0.4), lambda p: reference.hinge(p, 0.4)),
+    (CPO(beta=0.2, sft_weight=0.7), lambda p: reference.cpo(p, 0.2, 0.7)),
+    (NormalisedDPO(beta=2.0), lambda p: reference.dpo_norm(p, 2.0)),
+    (APOZero(beta=0.3), lambda p: reference.apo_zero(p, 0.3)),
+    (APODown(beta=0.3), lambda p: reference.apo_down(p, 0.3)),
+    (NCA(beta=0.3), lambda p: reference.nca(p, 0.3)),
+    (EXO(beta=0.3, label_smoothing=0.01), lambda p: reference.exo(p, 0.3, 0.01)),
+    (SPPO(beta=0.5), lambda p: reference.sppo(p, 0.5)),
+    (BCOPair(beta=0.3), lambda p: reference.bco_pair(p, 0.3)),
+    (DiscoPOP(beta=0.2, tau=0.1), lambda p: reference.discopop(p, 0.2, 0.1)),
+    (FDPO(beta=0.3, divergence="reverse_kl"), lambda p: reference.f_dpo(p, 0.3, math.log)),
+    (FDPO(beta=0.3, divergence="forward_kl"), lambda p: reference.f_dpo(p, 0.3, lambda u: -1 / u)),
+    (FDPO(beta=0.3, divergence="js"), lambda p: reference.f_dpo(p, 0.3, lambda u: math.log(2 * u / (1 + u)))),
+    (FDPO(beta=0.3, divergence="alpha", alpha=0.4), lambda p: reference.f_dpo(p, 0.3, lambda u: (1 - u**-0.4) / 0.4)),
+    (LDDPO(beta=0.3, ld_alpha=0.3), lambda p: reference.ld_dpo(p, 0.3, 0.3)),
 ]
 
 
@@ -53,7 +84,25 @@ def test_loss_equals_the_float64_reference(objective: Objective, expected: Calla
 
 
 @pytest.mark.parametrize(
-    ("objective", "start"), [(DPO(), math.log(2)), (DPO(label_smoothing=0.3), math.log(2)), (IPO(beta=0.1), 25.0)]
+    ("objective", "start"),
+    [
+        (DPO(), math.log(2)),
+        (DPO(label_smoothing=0.3), math.log(2)),
+        (IPO(beta=0.1), 25.0),
+        (CDPO(), math.log(2)),
+        (RobustDPO(), math.log(2)),
+        (Hinge(), 1.0),
+        (NormalisedDPO(), math.log(2)),
+        (APOZero(), 1.0),
+        (APODown(), 1.0),
+        (NCA(), 2 * math.log(2)),
+        (EXO(label_smoothing=0.1), 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)),
+        (SPPO(beta=0.1), 50.0),
+        (BCOPair(), 2 * math.log(2)),
+        (DiscoPOP(), (math.log(2) + 1) / 2),
+        (FDPO(), math.log(2)),
+        (LDDPO(), math.log(2)),
+    ],
 )
 def test_the_first_loss_is_known_when_policy_and_reference_are_one(objective: Objective, start: float) -> None:
     batch, _ = whole_and_parts(13)

@@ -36,6 +36,18 @@ def sum_by_completion(values: Tensor, batch: Batch) -> Tensor:
     return out.index_add(0, batch.target_completion, values.double()).to(torch.float32)
 
 
+def sum_of_first(values: Tensor, batch: Batch, completions: Tensor, counts: Tensor) -> Tensor:
+    """Sum a quantity over the first `counts` target tokens of some completions: float [K], int64 [N] each → float32 [N].
+
+    A count may exceed the completion's targets; then all of them are summed.
+    """
+    sizes = torch.tensor(batch.target_counts, dtype=torch.int64, device=values.device)
+    ends = sizes.cumsum(0)
+    running = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
+    start = (ends - sizes)[completions]
+    return (running[start + torch.minimum(counts, sizes[completions])] - running[start]).to(torch.float32)
+
+
 def completion_lengths(batch: Batch) -> Tensor:
     """Supervised tokens of each completion, at least 1: float32 [C]."""
     counts = torch.tensor(batch.target_counts, dtype=torch.float32, device=batch.targets.device)

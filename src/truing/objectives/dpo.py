@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from truing.objectives.base import expect_start
-from truing.objectives.pairwise import Pairs, PairwiseObjective, chosen_nll
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective, chosen_nll
 
 
 class DPO(PairwiseObjective):
@@ -46,4 +46,4 @@ class DPO(PairwiseObjective):
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
         if self.reference_free or self.sft_weight:
             return None
-        return expect_start(loss, math.log(2), "the reference is not the policy that this stage starts from")
+        return expect_start(loss, math.log(2), NOT_THE_START)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from truing.objectives.base import expect_start
-from truing.objectives.pairwise import Pairs, PairwiseObjective
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
 
 
 class IPO(PairwiseObjective):
@@ -39,4 +39,4 @@ class IPO(PairwiseObjective):
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
         target = (1 / (2 * self.beta)) ** 2
-        return expect_start(loss, target, "the reference is not the policy that this stage starts from")
+        return expect_start(loss, target, NOT_THE_START)

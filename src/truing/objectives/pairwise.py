@@ -14,6 +14,9 @@ from truing.core.reduce import Share, completion_lengths, metric, sum_by_complet
 from truing.core.trees import ExampleKind
 from truing.objectives.base import Objective
 
+NOT_THE_START = "the reference is not the policy that this stage starts from"
+"""What another first loss means, for a loss that knows its value at log-ratios of zero."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
@@ -52,6 +55,10 @@ class PairwiseObjective(Objective):
     def needs(self) -> tuple[str, ...]:
         return ("ref_logprobs",)
 
+    def pairs(self, outputs: Outputs, batch: Batch, ref_logprobs: Tensor | None) -> Pairs:
+        """Return what the loss is made of; overridden by a loss that does not sum over all tokens alike."""
+        return Pairs.of(outputs, batch, ref_logprobs)
+
     @abstractmethod
     def pair_losses(self, pairs: Pairs) -> Tensor:
         """Return the loss of each pair, float32 [P]."""
@@ -62,7 +69,7 @@ class PairwiseObjective(Objective):
 
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         ref = batch.column("ref_logprobs") if "ref_logprobs" in self.needs else None
-        pairs = Pairs.of(outputs, batch, ref)
+        pairs = self.pairs(outputs, batch, ref)
         loss = self.pair_losses(pairs).sum() / max(totals.pairs, 1)
         with torch.no_grad():
             chosen, rejected = self.implicit_rewards(pairs)

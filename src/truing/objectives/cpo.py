@@ -1,0 +1,36 @@
+"""Contrastive Preference Optimization."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.pairwise import Pairs, PairwiseObjective, chosen_nll
+
+
+class CPO(PairwiseObjective):
+    """L = −log σ(β[log π(y⁺) − log π(y⁻)]) + `sft_weight` · NLL(y⁺) per token. No reference."""
+
+    name: ClassVar[str] = "cpo"
+    paper: ClassVar[str] = "arXiv:2401.08417, eq. 6; the NLL per token as in its authors' code"
+    purpose: ClassVar[str] = "Comparisons of equal length, as in translation, without memory for a reference."
+    avoid: ClassVar[str] = "Avoid when lengths differ: without a reference a sum of log-probs favours the short (simpo)."
+    learning_rate: ClassVar[float] = 1e-6
+
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the difference of log-probs."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """Weight of the NLL of the chosen answer; 1 in the paper."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        return -F.logsigmoid(self.beta * (pairs.chosen - pairs.rejected)) + self.sft_weight * chosen_nll(pairs)
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen, self.beta * pairs.rejected

@@ -1,0 +1,41 @@
+"""Discovered Preference Optimization (log-ratio modulated loss)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.base import expect_start
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+
+
+class DiscoPOP(PairwiseObjective):
+    """L = (1−m)(−log σ(z)) + m e^(−z), m = σ(z/τ), z = β[(log π/π_ref)(y⁺) − (log π/π_ref)(y⁻)]."""
+
+    name: ClassVar[str] = "discopop"
+    paper: ClassVar[str] = "arXiv:2406.08414, eq. 5"
+    purpose: ClassVar[str] = "Comparisons; a loss found by search that turns from logistic to exponential with the margin."
+    avoid: ClassVar[str] = "Avoid where a loss must be explained: it is not convex, and was chosen by benchmark."
+
+    beta: float = Field(default=0.05, gt=0)
+    """Scale of the difference of log-ratios; 0.05 in the paper."""
+    tau: float = Field(default=0.05, gt=0, lt=1)
+    """Width of the turn from one loss to the other; 0.05 in the paper."""
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        z = self.beta * (pairs.chosen_logratio - pairs.rejected_logratio)
+        turned = z / self.tau
+        # e^(−z) alone overflows where its weight vanishes.
+        return -torch.sigmoid(-turned) * F.logsigmoid(z) + torch.exp(F.logsigmoid(turned) - z)
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        return expect_start(loss, 0.5 * math.log(2) + 0.5, NOT_THE_START)

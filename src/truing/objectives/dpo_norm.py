@@ -1,0 +1,39 @@
+"""Length-normalised DPO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.base import expect_start
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+
+
+class NormalisedDPO(PairwiseObjective):
+    """L = −log σ(β[(log π/π_ref)(y⁺)/|y⁺| − (log π/π_ref)(y⁻)/|y⁻|])."""
+
+    name: ClassVar[str] = "dpo_norm"
+    paper: ClassVar[str] = "arXiv:2411.15124 (Tülu 3), eq. 6"
+    purpose: ClassVar[str] = "Comparisons whose lengths differ much, with the pull to the reference kept."
+    avoid: ClassVar[str] = "Avoid DPO's β: per-token differences are hundreds of times smaller, so β is near 5."
+
+    beta: float = Field(default=5.0, gt=0)
+    """Scale of the per-token log-ratio; 5 in Tülu 3."""
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = self.implicit_rewards(pairs)
+        return -F.logsigmoid(chosen - rejected)
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return (
+            self.beta * pairs.chosen_logratio / pairs.chosen_length,
+            self.beta * pairs.rejected_logratio / pairs.rejected_length,
+        )
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        return expect_start(loss, math.log(2), NOT_THE_START)

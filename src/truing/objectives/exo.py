@@ -1,0 +1,41 @@
+"""Efficient Exact Optimization on pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.base import expect_start
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+
+
+class EXO(PairwiseObjective):
+    """L = KL(q ‖ p): q = softmax of β log π/π_ref over the pair, p = (1−ε, ε). The reverse KL, where DPO has the forward."""
+
+    name: ClassVar[str] = "exo"
+    paper: ClassVar[str] = "arXiv:2402.00856, eq. 16"
+    purpose: ClassVar[str] = "Comparisons, where the policy should seek the best mode rather than cover all."
+    avoid: ClassVar[str] = "Avoid for small models that must keep variety: reverse KL gives up modes."
+
+    beta: float = Field(default=0.1, gt=0)
+    """β_π of the paper: scale of the log-ratios."""
+    label_smoothing: float = Field(default=1e-3, gt=0, lt=0.5)
+    """ε, what the target leaves to the rejected answer; 1e-3 in the paper."""
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        z = self.beta * (pairs.chosen_logratio - pairs.rejected_logratio)
+        log_chosen, log_rejected = F.logsigmoid(z), F.logsigmoid(-z)
+        chosen = log_chosen.exp() * (log_chosen - math.log1p(-self.label_smoothing))
+        return chosen + log_rejected.exp() * (log_rejected - math.log(self.label_smoothing))
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        start = -0.5 * math.log(4 * self.label_smoothing * (1 - self.label_smoothing))
+        return expect_start(loss, start, NOT_THE_START)

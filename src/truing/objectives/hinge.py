@@ -1,0 +1,34 @@
+"""Hinge loss on log-ratios (SLiC, RSO)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.base import expect_start
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+
+
+class Hinge(PairwiseObjective):
+    """L = max(0, 1 − β[(log π/π_ref)(y⁺) − (log π/π_ref)(y⁻)]): pairs with enough margin pull no more."""
+
+    name: ClassVar[str] = "hinge"
+    paper: ClassVar[str] = "arXiv:2309.06657, eq. 7 (SLiC, arXiv:2305.10425, with log-ratios)"
+    purpose: ClassVar[str] = "Comparisons where pairs that are already decided should stop pulling."
+    avoid: ClassVar[str] = "Avoid with few pairs: once all have their margin nothing is learned."
+
+    beta: float = Field(default=0.05, gt=0)
+    """γ of the paper: a pair is decided at a difference of 1/β nats; 0.05 in RSO."""
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        return F.relu(1 - self.beta * (pairs.chosen_logratio - pairs.rejected_logratio))
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        return expect_start(loss, 1.0, NOT_THE_START)

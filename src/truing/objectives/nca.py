@@ -1,0 +1,36 @@
+"""Noise Contrastive Alignment on pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.base import expect_start
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+
+
+class NCA(PairwiseObjective):
+    """L = −log σ(r⁺) − ½ log σ(−r⁺) − ½ log σ(−r⁻), r = β log π/π_ref: each reward is absolute, not only a difference."""
+
+    name: ClassVar[str] = "nca"
+    paper: ClassVar[str] = "arXiv:2402.05369, eq. 11 with two answers"
+    purpose: ClassVar[str] = "Comparisons where the chosen answers' likelihood must not fall."
+    avoid: ClassVar[str] = "Avoid when only the ranking matters: dpo separates a pair further at the same β."
+
+    beta: float = Field(default=0.01, gt=0)
+    """Scale of the implicit reward; 0.01 in the paper."""
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = self.implicit_rewards(pairs)
+        return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        return expect_start(loss, 2 * math.log(2), NOT_THE_START)

@@ -1,0 +1,34 @@
+"""Self-Play Preference Optimization with hard labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from truing.objectives.base import expect_start
+from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+
+
+class SPPO(PairwiseObjective):
+    """L = (h⁺ − 1/(2β))² + (h⁻ + 1/(2β))², h = log π/π_ref: each answer towards its own target, not only apart."""
+
+    name: ClassVar[str] = "sppo"
+    paper: ClassVar[str] = "arXiv:2405.00675, eq. 4.7, winning probability 1 or 0, β = 1/η"
+    purpose: ClassVar[str] = "Comparisons of the model's own samples, round after round."
+    avoid: ClassVar[str] = "Avoid for answers from elsewhere: a fixed target in nats suits the model's own samples."
+
+    beta: float = Field(default=1e-3, gt=0)
+    """1/η: a chosen answer's log-ratio is drawn to 1/(2β); η is 1,000 in the paper."""
+
+    def pair_losses(self, pairs: Pairs) -> Tensor:
+        target = 1 / (2 * self.beta)
+        return (pairs.chosen_logratio - target).square() + (pairs.rejected_logratio + target).square()
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        return expect_start(loss, 1 / (2 * self.beta**2), NOT_THE_START)
