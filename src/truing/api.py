@@ -5,11 +5,14 @@ from truing.core.errors import TruingError
 from truing.core.reduce import Metric, Share, completion_lengths, metric, sum_by_completion
 from truing.core.trees import Completion, Tree
 from truing.objectives.base import Objective
+from truing.objectives.judged import Judged, JudgedObjective
 from truing.objectives.pairwise import Pairs, PairwiseObjective
 
 __all__ = [
     "Batch",
     "Completion",
+    "Judged",
+    "JudgedObjective",
     "Metric",
     "Objective",
     "Outputs",

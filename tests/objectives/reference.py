@@ -112,3 +112,43 @@ def ld_dpo(pair: SUM, beta: float, alpha: float) -> float:
 
     chosen, rejected, ref_chosen, ref_rejected = (weighed(part) for part in pair)
     return -log_sigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+
+
+def wpo(pair: SUM, beta: float) -> float:
+    """With eq. 1's weights, by the policy's own likelihood of both answers."""
+    weight = math.exp(math.fsum(pair[0]) / len(pair[0]) + math.fsum(pair[1]) / len(pair[1]))
+    return weight * dpo(pair, beta)
+
+
+def aot(pairs: list[SUM], beta: float) -> float:
+    """Mean over ranks of the sorted margins of policy and reference."""
+    margins = sorted(math.fsum(p[0]) - math.fsum(p[1]) for p in pairs)
+    before = sorted(math.fsum(p[2]) - math.fsum(p[3]) for p in pairs)
+    return math.fsum(-log_sigmoid(beta * (u - v)) for u, v in zip(margins, before, strict=True)) / len(pairs)
+
+
+def aot_unpaired(pairs: list[SUM], beta: float) -> float:
+    chosen, rejected = sorted(ratios(p)[0] for p in pairs), sorted(ratios(p)[1] for p in pairs)
+    return math.fsum(-log_sigmoid(beta * (a - b)) for a, b in zip(chosen, rejected, strict=True)) / len(pairs)
+
+
+def kto(ratio: list[float], good: list[bool], mismatched: list[float], beta: float, lam: tuple[float, float]) -> float:
+    point = max(0.0, math.fsum(mismatched) / len(mismatched))
+    losses = [
+        lam[0] * (1 - sigmoid(beta * (h - point))) if up else lam[1] * (1 - sigmoid(beta * (point - h)))
+        for h, up in zip(ratio, good, strict=True)
+    ]
+    return math.fsum(losses) / len(losses)
+
+
+def bco(ratio: list[float], good: list[bool], delta: float, beta: float) -> float:
+    losses = [
+        -log_sigmoid(beta * h - delta) if up else -log_sigmoid(delta - beta * h)
+        for h, up in zip(ratio, good, strict=True)
+    ]
+    return math.fsum(losses) / len(losses)
+
+
+def reward(scores: list[tuple[float, float]], margins: list[float], centering: float) -> float:
+    losses = [-log_sigmoid(a - b - m) + centering * (a + b) ** 2 for (a, b), m in zip(scores, margins, strict=True)]
+    return math.fsum(losses) / len(losses)

@@ -13,26 +13,27 @@ from tests.objectives import reference
 from tests.objectives.trees import outputs, random_columns, whole_and_parts
 from truing.core.batch import Batch, Totals
 from truing.core.reduce import average
-from truing.objectives.base import Objective
 from truing.objectives.apo_down import APODown
 from truing.objectives.apo_zero import APOZero
+from truing.objectives.base import Objective
 from truing.objectives.bco_pair import BCOPair
 from truing.objectives.cdpo import CDPO
 from truing.objectives.cpo import CPO
 from truing.objectives.discopop import DiscoPOP
+from truing.objectives.dpo import DPO
 from truing.objectives.dpo_norm import NormalisedDPO
 from truing.objectives.exo import EXO
 from truing.objectives.f_dpo import FDPO
 from truing.objectives.hinge import Hinge
+from truing.objectives.ipo import IPO
 from truing.objectives.ld_dpo import LDDPO
 from truing.objectives.nca import NCA
-from truing.objectives.robust import RobustDPO
-from truing.objectives.sppo import SPPO
-from truing.objectives.dpo import DPO
-from truing.objectives.ipo import IPO
 from truing.objectives.orpo import ORPO
+from truing.objectives.robust import RobustDPO
 from truing.objectives.sft import SFT
 from truing.objectives.simpo import SimPO
+from truing.objectives.sppo import SPPO
+from truing.objectives.wpo import WPO
 
 CASES: list[tuple[Objective, Callable[[reference.SUM], float]]] = [
     (DPO(), lambda p: reference.dpo(p, 0.1)),
@@ -59,6 +60,7 @@ CASES: list[tuple[Objective, Callable[[reference.SUM], float]]] = [
     (FDPO(beta=0.3, divergence="js"), lambda p: reference.f_dpo(p, 0.3, lambda u: math.log(2 * u / (1 + u)))),
     (FDPO(beta=0.3, divergence="alpha", alpha=0.4), lambda p: reference.f_dpo(p, 0.3, lambda u: (1 - u**-0.4) / 0.4)),
     (LDDPO(beta=0.3, ld_alpha=0.3), lambda p: reference.ld_dpo(p, 0.3, 0.3)),
+    (WPO(beta=0.3, alignment="none"), lambda p: reference.wpo(p, 0.3)),
 ]
 
 

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 
-from truing.core.batch import Batch, Outputs, collate
+from truing.core.batch import Batch, Outputs, Totals, collate
+from truing.core.reduce import Share, average, sum_by_completion
 from truing.core.trees import Completion, Tree
+from truing.objectives.base import Objective
+from truing.training.foresight import foresee
 
 
-def random_tree(rng: np.random.Generator, *, completions: int = 2, longest: int = 9) -> Tree:
-    """A tree with pairs (0,1) when it has two completions; some tokens are unsupervised, never all."""
+def random_tree(rng: np.random.Generator, *, completions: int = 2, longest: int = 9, judged: bool = False) -> Tree:
+    """A tree with pair (0, 1) when it has two completions, unless it is judged: then the first alone has a label.
+
+    Some tokens are unsupervised, never all.
+    """
     parts = []
     for index in range(completions):
         size = int(rng.integers(1, longest + 1))
         mask = rng.random(size) < 0.8
         mask[-1] = True
-        parts.append(Completion(rng.integers(0, 50, size, dtype=np.int32), mask, label=bool(index % 2)))
+        label = bool(rng.random() < 0.6) if judged and index == 0 else None
+        parts.append(Completion(rng.integers(0, 50, size, dtype=np.int32), mask, label=label))
     prompt = rng.integers(0, 50, int(rng.integers(1, 6)), dtype=np.int32)
-    return Tree(prompt, tuple(parts), pairs=((0, 1),) if completions == 2 else ())
+    return Tree(prompt, tuple(parts), pairs=((0, 1),) if completions == 2 and not judged else ())
+
+
+def trees_for(objective: Objective, rng: np.random.Generator, count: int) -> list[Tree]:
+    """Trees of the kind that an objective learns from."""
+    judged = objective.examples == "judgement"
+    completions = 2 if objective.examples == "comparison" or objective.mismatches else 1
+    return [random_tree(rng, completions=completions, judged=judged) for _ in range(count)]
 
 
 def random_columns(batch: Batch, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,13 +44,60 @@ def random_columns(batch: Batch, rng: np.random.Generator) -> tuple[torch.Tensor
     return policy, reference
 
 
+def cut(trees: Sequence[Tree]) -> list[list[Tree]]:
+    """The same trees as three micro-batches of unequal size."""
+    return [list(trees[:1]), list(trees[1:4]), list(trees[4:])]
+
+
 def whole_and_parts(seed: int, *, trees: int = 6, completions: int = 2) -> tuple[Batch, list[Batch]]:
-    """One batch, and the same trees cut into three micro-batches, all with `ref_logprobs`."""
+    """One batch, and the same trees cut into three micro-batches."""
     rng = np.random.default_rng(seed)
     all_trees = [random_tree(rng, completions=completions) for _ in range(trees)]
-    cuts = [all_trees[:1], all_trees[1:4], all_trees[4:]]
-    return collate(all_trees), [collate(part) for part in cuts]
+    return collate(all_trees), [collate(part) for part in cut(all_trees)]
 
 
 def outputs(logprobs: torch.Tensor) -> Outputs:
     return Outputs(logprobs=logprobs)
+
+
+class Told:
+    """A model that says what the batch's columns `policy` and `squares` say, however the batch was cut.
+
+    As a reward model it scores a completion by the sum of its log-probs.
+    """
+
+    def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
+        logprobs = batch.column("policy")
+        return Outputs(
+            logprobs,
+            log_squares=batch.column("squares") if squares else None,
+            scores=sum_by_completion(logprobs, batch),
+        )
+
+
+def told(batches: Sequence[Batch], policy: torch.Tensor, reference: torch.Tensor) -> list[Batch]:
+    """The batches with their parts of log-probs over the whole step: float32 [ΣK] each."""
+    sizes = [batch.num_targets for batch in batches]
+    squares = -policy.detach().abs() / 2
+    return [
+        batch.with_columns(policy=mine, ref_logprobs=ref, squares=square)
+        for batch, mine, ref, square in zip(
+            batches, policy.split(sizes), reference.split(sizes), squares.split(sizes), strict=True
+        )
+    ]
+
+
+def shares_of(objective: Objective, batches: Sequence[Batch], memory: Mapping[str, float] | None = None) -> list[Share]:
+    """What a trainer makes of a step: the look ahead, then each micro-batch's share."""
+    totals = Totals.of(batches)
+    seen = foresee(Told(), objective, batches, memory or {})
+    return [objective(Told().outputs(b, squares=objective.wants_squares), b, totals) for b in seen]
+
+
+def step_of(
+    objective: Objective, batches: Sequence[Batch], memory: Mapping[str, float] | None = None
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss and metrics of a whole step."""
+    shares = shares_of(objective, batches, memory)
+    metrics = average([share.metrics for share in shares])
+    return torch.stack([share.loss for share in shares]).sum(), {**metrics, **objective.derived(metrics)}

@@ -14,7 +14,7 @@ from truing.data.dataset import check_sources
 from truing.models.calibration import Calibration
 from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
-from truing.recipe.schema import Recipe
+from truing.recipe.schema import Recipe, Stage
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory, fresh_staging, publish
 
@@ -61,14 +61,15 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
     several = len(recipe.stages) > 1
     if several and not (directory.path / "recipe.yaml").is_file():
         directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
-    start = _first_start(recipe)
+    start = last = _first_start(recipe)
     for index, stage in enumerate(recipe.stages):
         folder = directory.path / f"{index + 1}-{stage.name}" if several else directory.path
         if index > 0 and stage.model is not None:
             start = Start(stage.model, _adapter_start(recipe, index))
         finished = _finished(folder) if several else None
         if finished is not None:
-            start, first = finished, None
+            last, first = finished, None
+            start = start if _scores(stage) else last
             continue
         ready = first or assemble(stage, start, _calibration_of(folder), reporter)
         first = None
@@ -76,13 +77,20 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
         show_first(ready, reporter)
         stage_run = _open_stage(folder) if several else directory
         try:
-            start = run_stage(recipe, ready, stage_run, reporter)
+            last = run_stage(recipe, ready, stage_run, reporter)
         finally:
             if several:
                 stage_run.close()
+        if not _scores(stage):
+            start = last
     if several:
-        _copy_final(directory.path, start)
+        _copy_final(directory.path, last)
     return directory.path / "final"
+
+
+def _scores(stage: Stage) -> bool:
+    """Whether a stage makes a reward model: the policy of the stages after it is that of the stages before."""
+    return create(stage.objective).reads == "scores"
 
 
 def _first_start(recipe: Recipe) -> Start:

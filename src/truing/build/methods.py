@@ -8,10 +8,12 @@ from truing.objectives.registry import discover, find
 
 def overview() -> str:
     """One paragraph an objective."""
+    known = discover()
+    wide = max(len(name) for name in known)
     lines = []
-    for name, cls in discover().items():
-        lines.append(f"{name:<8} {cls.purpose}")
-        lines.append(f"{'':<8} {cls.examples}s; {_parameters(cls)}; {cls.paper}")
+    for name, cls in known.items():
+        lines.append(f"{name:<{wide}}  {cls.purpose}")
+        lines.append(f"{'':<{wide}}  {cls.examples}s; {_parameters(cls)}; {cls.paper}")
     lines.append("")
     lines.append("truing methods NAME tells more. Your own: objective: {use: ./my_loss.py:MyLoss}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from truing.core.errors import AdapterError, NothingToTrain
 from truing.core.parameters import ParameterGroup
 from truing.models.calibration import Calibration, apply, calibrate, fixed
 from truing.models.language_model import LanguageModel
-from truing.models.loading import LoadedModel, load_model
+from truing.models.loading import SCORE, LoadedModel, load_model
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_format import load_adapter
 from truing.models.lora.settings import AdapterSettings
@@ -70,9 +70,12 @@ class BuiltPolicy:
         return [ParameterGroup(named, lr)]
 
 
-def build_policy(stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter) -> BuiltPolicy:
+def build_policy(
+    stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter, *, scores: bool = False
+) -> BuiltPolicy:
     """Load the stage's model on its device, in its precision, with its adapter in place.
 
+    With `scores` it is a reward model, and its head is trained beside the adapter.
     `calibration` is that of the interrupted run when one is resumed, so that numbers come out the same.
     """
     device = choose_device(stage.device)
@@ -81,13 +84,13 @@ def build_policy(stage: Stage, start: Start, calibration: Calibration | None, re
         calibration = fixed(calibration, stage.precision.matmul)
     apply(calibration)
     dtype = choose_dtype(stage, start.model, device, calibration)
-    loaded = load_model(start.model, dtype=dtype, device=device)
+    loaded = load_model(start.model, dtype=dtype, device=device, scores=scores)
     check = self_check(loaded.module)
     if check.sharing != "tree":
         reporter.warn(check.sentence)
     model = LanguageModel(loaded.module, sharing=check.sharing)
     torch.manual_seed(stage.seed)
-    adapters, merged = _adapters(stage, start, loaded)
+    adapters, merged = _adapters(stage, start, loaded, (SCORE,) if scores else ())
     if stage.precision.gradient_checkpointing:
         model.enable_checkpointing(adapters.checkpoint_contexts if adapters is not None else None)
     if adapters is None:
@@ -109,9 +112,14 @@ def build_policy(stage: Stage, start: Start, calibration: Calibration | None, re
     )
 
 
-def _adapters(stage: Stage, start: Start, loaded: LoadedModel) -> tuple[Adapters | None, bool]:
-    """Put the policy adapter in place, and the frozen copy of it where the stage did not begin from the base."""
+def _adapters(stage: Stage, start: Start, loaded: LoadedModel, heads: tuple[str, ...]) -> tuple[Adapters | None, bool]:
+    """Put the policy adapter in place, and the frozen copy of it where the stage did not begin from the base.
+
+    `heads` are modules that it trains whole, whatever the recipe says.
+    """
     settings = stage.adapter
+    if settings is not None and heads:
+        settings = settings.model_copy(update={"modules_to_save": tuple({*settings.modules_to_save, *heads})})
     if settings is None:
         if start.adapter is not None:
             _merge_start(loaded, start.adapter)
@@ -125,7 +133,7 @@ def _adapters(stage: Stage, start: Start, loaded: LoadedModel) -> tuple[Adapters
     if start.adapter is None or merge_first:
         adapters.add(POLICY, settings, seed=stage.seed)
     else:
-        load_adapter(adapters, POLICY, start.adapter, training=settings)
+        load_adapter(adapters, POLICY, start.adapter, training=settings, also_saved=heads)
         _refuse_other_shape(settings, adapters.settings(POLICY), start.adapter)
         adapters.copy(POLICY, REFERENCE)
         adapters.set_trainable(POLICY, True)

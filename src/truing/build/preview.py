@@ -37,14 +37,23 @@ def show_tree(ready: Assembled, tree: Tree, reporter: Reporter, most: int) -> No
     reporter.say(f"  {tree.origin}: {tree.size} tokens, {tree.supervised} trained")
     decode = ready.built.loaded.tokenizer.decode
     reporter.show("prompt", [(_shorten(harmless(decode(tree.prompt.tolist())), most, keep_end=True), False)])
-    chosen = {pair[0] for pair in tree.pairs}
     for index, completion in enumerate(tree.completions):
-        name = ("chosen" if index in chosen else "rejected") if tree.pairs else "completion"
+        name = _name(tree, index)
         parts: Parts = []
         for trained, run in groupby(range(len(completion.tokens)), key=lambda i: bool(completion.mask[i])):
             ids = completion.tokens[np.fromiter(run, dtype=np.int64)].tolist()
             parts.append((_shorten(harmless(decode(ids)), most, keep_end=False), trained))
         reporter.show(name, parts)
+
+
+def _name(tree: Tree, index: int) -> str:
+    """What a completion is among those of its tree."""
+    if tree.pairs:
+        return "chosen" if index in {pair[0] for pair in tree.pairs} else "rejected"
+    label = tree.completions[index].label
+    if label is not None:
+        return "desirable" if label else "undesirable"
+    return "completion" if len(tree.completions) == 1 else "mismatched"
 
 
 def _shorten(text: str, most: int, *, keep_end: bool) -> str:

@@ -69,7 +69,7 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     if objective.examples == "prompt":
         raise RecipeError(f"objective {objective.name} learns from rollouts, which this recipe has no section for")
     optim = _rates(stage, objective, reporter)
-    built = build_policy(stage, start, calibration, reporter)
+    built = build_policy(stage, start, calibration, reporter, scores=objective.reads == "scores")
     stage = stage.model_copy(update={"batch": _batch(stage.batch, built.device)})
     if built.model.max_positions is not None and stage.data.max_length > built.model.max_positions:
         raise DataError(
@@ -84,8 +84,13 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         built.loaded.end_tokens,
         _counter(reporter, "tokenise"),
         needed_by=objective.name,
+        mismatches=objective.mismatches,
+        groups=objective.groups,
     )
     reporter.end()
+    labels = [tree.completions[0].label for tree in dataset.train]
+    if objective.examples == "judgement":
+        objective = objective.for_labels(labels.count(True), labels.count(False))
     plan = _plan(stage, built, dataset.train, optim)
     return Assembled(stage, objective, built, dataset, plan, plan.count(), optim)
 
@@ -192,7 +197,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         run=run,
         reporter=reporter,
         held_out=HeldOut(held_out, annotate),
-        sample=Sampler.of(built, ready.dataset, stage),
+        sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
     )
 
 

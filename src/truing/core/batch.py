@@ -65,7 +65,7 @@ class Batch:
     completion_tree: Tensor  # int64 [C]
     pairs: Tensor  # int64 [P, 2], (chosen, rejected) completions
     margins: Tensor  # float32 [P], zero where the data has none
-    labels: Tensor  # int64 [C], 1 desirable, 0 undesirable, -1 unlabelled
+    labels: Tensor  # int64 [C], 1 desirable, 0 undesirable, -1 unlabelled (such as another prompt's answer)
     target_counts: tuple[int, ...]  # C numbers: targets of each completion, known without a device round trip
     digests: tuple[str, ...]  # N tree digests
     origins: tuple[Origin | None, ...]  # N
@@ -82,6 +82,12 @@ class Batch:
     @property
     def num_pairs(self) -> int:
         return int(self.pairs.shape[0])
+
+    @property
+    def ends(self) -> Tensor:
+        """The last token of each completion, where a reward model reads its score: int64 [C], index into T."""
+        ends = [span.stop - 1 for tree in self.layout.trees for span in tree.completions]
+        return torch.tensor(ends, dtype=torch.int64, device=self.tokens.device)
 
     def column(self, name: str) -> Tensor:
         """Return a column that an annotator or a rollout filled; name it where it is missing."""
@@ -123,24 +129,29 @@ class Totals:
     """Supervised tokens."""
     completions: int
     pairs: int
+    labelled: int = 0
+    """Completions that are judged desirable or undesirable."""
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Totals:
         """Count the batches that make up a step."""
-        tokens = completions = pairs = 0
+        tokens = completions = pairs = labelled = 0
         for batch in batches:
             tokens += batch.num_targets
             completions += batch.num_completions
             pairs += batch.num_pairs
-        return cls(tokens, completions, pairs)
+            labelled += int((batch.labels >= 0).sum())
+        return cls(tokens, completions, pairs, labelled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
     """What a role computed for a batch."""
 
-    logprobs: Tensor  # float32 [K], log π(target | prompt, completion so far)
+    logprobs: Tensor  # float32 [K], log π(target | prompt, completion so far); empty for a model that only scores
     entropy: Tensor | None = None  # float32 [K], of the whole next-token distribution, in nats
+    log_squares: Tensor | None = None  # float32 [K], log Σ p² over the vocabulary, without gradient
+    scores: Tensor | None = None  # float32 [C], a reward model's score of each completion
 
 
 def collate(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
@@ -152,6 +163,53 @@ def collate(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
     for index, tree in enumerate(trees):
         packer.add(tree, index, share_prompts)
     return packer.finish(trees)
+
+
+def keep_completions(batch: Batch, keep: Sequence[bool]) -> Batch:
+    """Return the batch without some completions, and without prompts that nothing is left of: bool for each of C.
+
+    Pairs must be kept or dropped whole. Columns of K numbers are cut with the targets, others stay as they are.
+    """
+    of = iter(keep)
+    spans: list[TreeSpans] = []
+    pieces: list[Span] = []
+    size = 0
+
+    def take(span: Span) -> Span:
+        nonlocal size
+        pieces.append(span)
+        size += span.size
+        return Span(size - span.size, size)
+
+    for tree in batch.layout.trees:
+        kept = [span for span in tree.completions if next(of)]
+        if kept or not tree.completions:
+            prompt = take(tree.prompt)
+            spans.append(TreeSpans(prompt, tuple(take(span) for span in kept)))
+    device = batch.tokens.device
+    where = torch.cat([torch.arange(span.start, span.stop) for span in pieces] or [torch.zeros(0, dtype=torch.int64)])
+    place = torch.full((batch.layout.size,), -1, dtype=torch.int64)
+    place[where] = torch.arange(size)
+    where, place = where.to(device), place.to(device)
+    kept_c = torch.tensor(list(keep), dtype=torch.bool, device=device)
+    kept_k = kept_c[batch.target_completion]
+    number = kept_c.long().cumsum(0) - 1
+    kept_p = kept_c[batch.pairs].all(dim=1)
+    return replace(
+        batch,
+        tokens=batch.tokens[where],
+        positions=batch.positions[where],
+        layout=Layout(tuple(spans), size),
+        predictors=place[batch.predictors[kept_k]],
+        targets=batch.targets[kept_k],
+        target_completion=number[batch.target_completion[kept_k]],
+        completion_tree=batch.completion_tree[kept_c],
+        pairs=number[batch.pairs[kept_p]],
+        margins=batch.margins[kept_p],
+        labels=batch.labels[kept_c],
+        target_counts=tuple(count for count, kept in zip(batch.target_counts, keep, strict=True) if kept),
+        columns={k: v[kept_k] if v.shape[:1] == kept_k.shape else v for k, v in batch.columns.items()},
+    )
 
 
 class _Packer:

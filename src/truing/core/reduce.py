@@ -37,7 +37,7 @@ def sum_by_completion(values: Tensor, batch: Batch) -> Tensor:
 
 
 def sum_of_first(values: Tensor, batch: Batch, completions: Tensor, counts: Tensor) -> Tensor:
-    """Sum a quantity over the first `counts` target tokens of some completions: float [K], int64 [N] each → float32 [N].
+    """Sum a quantity over the first `counts` target tokens of some completions: float [K], int64 [N] → float32 [N].
 
     A count may exceed the completion's targets; then all of them are summed.
     """

@@ -12,6 +12,8 @@ from truing.data.encoding import Encoded, encode
 from truing.data.examples import Example, Prompt, prompt_key
 from truing.data.faults import Faults, counted, rows_text
 from truing.data.formats import detect, given, to_examples
+from truing.data.grouping import by_prompt
+from truing.data.mismatch import with_mismatches
 from truing.data.records import Source, read, rename_columns
 from truing.data.report import DataReport, FileReport, Lengths, count_duplicates
 from truing.data.settings import DataSettings
@@ -60,13 +62,22 @@ def load(
     on_progress: Progress,
     *,
     needed_by: str = "the objective",
+    mismatches: bool = False,
+    groups: bool = False,
 ) -> Dataset:
     """Read, convert, encode and split the data of a stage.
+
+    With `mismatches` each tree is given another prompt's answer too; with `groups` all trees of a prompt become one.
 
     `end_tokens` are the ids that end an answer (the tokenizer's and the generation config's); `needed_by` names the
     objective in messages. Raises DataError or TemplateError naming file and row.
     """
     template = load_template(template_spec, tokenizer)
+
+    def finished(trees: tuple[Tree, ...]) -> tuple[Tree, ...]:
+        trees = by_prompt(trees) if groups else trees
+        return with_mismatches(trees, settings.max_length) if mismatches and trees else trees
+
     rows = read_rows(settings, kind, needed_by=needed_by)
     trees, keys, report = _encode(rows, settings, tokenizer, template, end_tokens, on_progress)
     prompts = {example.origin: example for example in rows.examples if isinstance(example, Prompt)}
@@ -77,11 +88,11 @@ def load(
         held_out, _, evaluation = _encode(other, held_out_settings, tokenizer, template, end_tokens, on_progress)
         prompts |= {example.origin: example for example in other.examples if isinstance(example, Prompt)}
         report = replace(report, evaluation=evaluation)
-        return Dataset(trees, held_out, report, template, prompts)
+        return Dataset(finished(trees), finished(held_out), report, template, prompts)
     out = held_out_keys(keys, settings.holdout)
     train = tuple(tree for tree, key in zip(trees, keys, strict=True) if key not in out)
     held_out = tuple(tree for tree, key in zip(trees, keys, strict=True) if key in out)
-    return Dataset(train, held_out, replace(report, held_out=len(held_out)), template, prompts)
+    return Dataset(finished(train), finished(held_out), replace(report, held_out=len(held_out)), template, prompts)
 
 
 def read_rows(settings: DataSettings, kind: ExampleKind, *, needed_by: str = "the objective") -> Rows:

@@ -17,7 +17,7 @@ from truing.core.errors import InputError, ModelError
 from truing.core.trees import Tree
 from truing.models.attention import NAME, register
 from truing.models.heads import output_head
-from truing.models.loading import quiet_transformers
+from truing.models.loading import SCORE, quiet_transformers
 from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs
 from truing.models.tree_plan import TreePlan, longest_path
 
@@ -63,6 +63,11 @@ class LanguageModel:
         return int(self.module.get_input_embeddings().weight.shape[0])
 
     @property
+    def scores(self) -> bool:
+        """Whether this is a reward model, with a score head in place of one over the vocabulary."""
+        return self.module.get_output_embeddings() is None and hasattr(self.module, SCORE)
+
+    @property
     def max_positions(self) -> int | None:
         """Tokens of context that the model was made for; None where its configuration names no limit."""
         values = vars(self.module.config.get_text_config())
@@ -74,18 +79,19 @@ class LanguageModel:
         """Lay trees out in the way this model can compute, on its device."""
         return collate(trees, share_prompts=self.sharing == "tree").to(self.device)
 
-    def outputs(self, batch: Batch, *, entropy: bool = False, temperature: float = 1.0) -> Outputs:
-        """Log-probs of the batch's targets, and the entropy where asked for: float32 [K].
+    def outputs(
+        self, batch: Batch, *, entropy: bool = False, squares: bool = False, temperature: float = 1.0
+    ) -> Outputs:
+        """Log-probs of the batch's targets, and where asked for their distributions' entropy and log Σ p²: float32 [K].
 
-        Both are those of the distribution at `temperature`.
+        All are those of the distribution at `temperature`. A reward model gives a score for each completion instead.
         """
         self._refuse_foreign(batch)
-        longest = max((longest_path(tree) for tree in batch.layout.trees), default=0)
-        if self.sharing == "alone" or (self._limit is not None and longest > self._limit):
-            hidden = self._hidden_alone(batch)
-        else:
-            hidden = self._body_run(batch.tokens, batch.positions, batch.layout)[batch.predictors]
-        return self._read_out(hidden, batch.targets, entropy, temperature)
+        if self.scores:
+            hidden = self._hidden(batch, batch.ends, [1] * batch.num_completions)
+            return Outputs(hidden.new_zeros(0, dtype=torch.float32), scores=self._score(hidden))
+        hidden = self._hidden(batch, batch.predictors, batch.target_counts)
+        return self._read_out(hidden, batch.targets, entropy, squares, temperature)
 
     def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
         """Keep only layer inputs and recompute the rest in the backward pass.
@@ -123,10 +129,10 @@ class LanguageModel:
         finally:
             set_attention(self.module, before)
 
-    def _read_out(self, hidden: Tensor, targets: Tensor, entropy: bool, temperature: float) -> Outputs:
+    def _read_out(self, hidden: Tensor, targets: Tensor, entropy: bool, squares: bool, temperature: float) -> Outputs:
         head = output_head(self.module)
         if head.plain:
-            logprobs, entropies = linear_logprobs(
+            found = linear_logprobs(
                 hidden,
                 head.weight,
                 targets,
@@ -135,10 +141,11 @@ class LanguageModel:
                 softcap=head.softcap,
                 temperature=temperature,
                 entropy=entropy,
+                squares=squares,
             )
-            return Outputs(logprobs, entropies)
+            return Outputs(*found)
 
-        def read(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        def read(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return logits_logprobs(
                 head.module(rows), wanted, scale=head.scale, softcap=head.softcap, temperature=temperature
             )
@@ -148,8 +155,8 @@ class LanguageModel:
             checkpoint(read, *chunk, use_reentrant=False, preserve_rng_state=False)
             for chunk in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
         ]
-        logprobs = torch.cat([part[0] for part in parts])
-        return Outputs(logprobs, torch.cat([part[1] for part in parts]) if entropy else None)
+        logprobs, entropies, log_squares = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Outputs(logprobs, entropies if entropy else None, log_squares if squares else None)
 
     def _body_run(self, tokens: Tensor, positions: Tensor, layout: Layout | None) -> Tensor:
         """Last hidden states of one row of tokens: [T, d]. Without a layout the model attends in its own way."""
@@ -163,16 +170,29 @@ class LanguageModel:
             self.windows |= plan.windows
         return hidden[0]
 
-    def _hidden_alone(self, batch: Batch) -> Tensor:
-        """Hidden states at the predictors, each completion run by itself behind its prompt: [K, d]."""
+    def _score(self, hidden: Tensor) -> Tensor:
+        """Scores from the hidden states at the ends of completions: float32 [C]."""
+        head = self.module.get_submodule(SCORE)
+        scores: Tensor = head(hidden).float().squeeze(-1)
+        return scores
+
+    def _hidden(self, batch: Batch, places: Tensor, counts: Sequence[int]) -> Tensor:
+        """Last hidden states at some places of the token axis, of which each completion has a count: [N, d]."""
+        longest = max((longest_path(tree) for tree in batch.layout.trees), default=0)
+        if self.sharing == "alone" or (self._limit is not None and longest > self._limit):
+            return self._hidden_alone(batch, places, counts)
+        return self._body_run(batch.tokens, batch.positions, batch.layout)[places]
+
+    def _hidden_alone(self, batch: Batch, places: Tensor, numbers: Sequence[int]) -> Tensor:
+        """The same, each completion run by itself behind its prompt."""
         parts: list[Tensor] = []
         done = 0
-        counts = iter(batch.target_counts)
+        counts = iter(numbers)
         for tree in batch.layout.trees:
             for span in tree.completions:
                 count = next(counts)
                 prompt = tree.prompt
-                where = batch.predictors[done : done + count]
+                where = places[done : done + count]
                 done += count
                 if count == 0:
                     continue
@@ -188,8 +208,8 @@ class LanguageModel:
         return Layout((TreeSpans(Span(0, len(tokens)), ()),), len(tokens))
 
     def _no_hidden(self) -> Tensor:
-        head = output_head(self.module)
-        return head.weight.new_zeros(0, head.weight.shape[1])
+        width = int(self.module.config.get_text_config().hidden_size)
+        return torch.zeros(0, width, dtype=self.module.dtype, device=self.device)
 
     def _refuse_foreign(self, batch: Batch) -> None:
         if self.sharing == "packed" and any(len(tree.completions) > 1 for tree in batch.layout.trees):

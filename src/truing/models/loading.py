@@ -46,8 +46,17 @@ class LoadedModel:
     """The path or hub id as it was given."""
 
 
-def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.device) -> LoadedModel:
+SCORE = "score"
+"""Where transformers' sequence classifiers keep the head that makes a reward model of a language model."""
+
+
+def load_model(
+    path: str | Path, *, dtype: torch.dtype | None, device: torch.device, scores: bool = False
+) -> LoadedModel:
     """Load a causal language model and its tokenizer from a folder, or a hub id where the hub can be reached.
+
+    With `scores` it becomes a reward model: a sequence classifier of one label, whose head is zero unless the folder
+    holds one.
 
     `dtype` None keeps the checkpoint's own. Reads safetensors and JSON only; code that comes with a model is never run.
     Raises ModelError that says what is missing or does not match.
@@ -56,9 +65,11 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.dev
     raw = _config_json(folder)
     weights = _weight_files(folder)
     with quiet_transformers():
-        config = _config(folder, raw)
+        config = _config(folder, raw, scores)
         tokenizer = load_tokenizer(folder)
-        module = _module(folder, config, dtype)
+        if scores:
+            _make_scorer(folder, config, tokenizer)
+        module = _module(folder, config, dtype, scores)
     _check_vocabulary(folder, tokenizer, module)
     disable_dropout(module)
     return LoadedModel(
@@ -91,8 +102,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def end_tokens(tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's end token and those of the generation settings."""
     found: set[int] = set()
-    generation = module.generation_config
-    for value in (tokenizer.eos_token_id, None if generation is None else generation.eos_token_id):
+    # A classifier has no generation settings; its configuration then says what the model's own end was.
+    generation = getattr(module, "generation_config", None) or module.config.get_text_config()
+    for value in (tokenizer.eos_token_id, generation.eos_token_id):
         if isinstance(value, int):
             found.add(value)
         elif value is not None:
@@ -208,10 +220,32 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder}: a config.json but no weights; expected model.safetensors or its index")
 
 
-def _config(folder: Path, raw: Mapping[str, Any]) -> PretrainedConfig:
+def scores_answers(path: str | Path) -> bool:
+    """Whether a model folder, by its config.json, is a sequence classifier, as reward models are."""
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        return False
+    names = _config_json(Path(path)).get("architectures") or [""]
+    return str(names[0]).endswith("ForSequenceClassification")
+
+
+def _make_scorer(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One score an answer; read at the last token, so pad must not be the token that ends answers."""
+    labels = len(vars(config).get("id2label") or {}) or 1
+    if scores_answers(folder) and labels != 1:
+        raise ModelError(f"{folder}: a classifier of {labels} labels; a reward model has one")
+    config.num_labels = 1
+    pad = tokenizer.pad_token_id
+    config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
+
+
+def _config(folder: Path, raw: Mapping[str, Any], scores: bool) -> PretrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -224,6 +258,15 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> PretrainedConfig:
         raise ModelError(f"{folder}/config.json: {_brief(failure)}") from None
     known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _several(names)}
     architecture = str((raw.get("architectures") or [""])[0])
+    if scores:
+        scorers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        if config.model_type not in scorers:
+            raise ModelError(f"{folder}/config.json: transformers has no sequence classifier for {config.model_type}")
+        known |= {name for names in scorers.values() for name in _several(names)}
+    elif architecture.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{folder}/config.json: {architecture} is not a causal language model: it scores answers and writes none"
+        )
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (architecture and architecture not in known):
         raise ModelError(
             f"{folder}/config.json: {architecture or config.model_type} is not a causal language model; "
@@ -236,11 +279,12 @@ def _several(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, scores: bool) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        module, report = kind.from_pretrained(
             str(folder),
             config=config,
             dtype="auto" if dtype is None else dtype,
@@ -254,6 +298,16 @@ def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None) -
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
         raise ModelError(f"{folder}: the weights cannot be loaded: {_brief(failure)}") from None
+    if scores and isinstance(head := getattr(module, SCORE, None), nn.Linear):
+        if any(key.startswith(f"{SCORE}.") for key in report["missing_keys"]):
+            nn.init.zeros_(head.weight)
+        report = {
+            **report,
+            "missing_keys": {key for key in report["missing_keys"] if not key.startswith(f"{SCORE}.")},
+            "unexpected_keys": {key for key in report["unexpected_keys"] if key != "lm_head.weight"},
+        }
+    elif scores:
+        raise ModelError(f"{folder}: {type(module).__name__} keeps its score elsewhere than in '{SCORE}'")
     _check_weights(folder, report, config)
     loaded: PreTrainedModel = module
     return loaded

@@ -29,9 +29,10 @@ def linear_logprobs(
     softcap: float | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
+    squares: bool = False,
     chunk_bytes: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of the targets, and the entropy of the distributions in nats: float32 [K] each.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Log-probs of the targets, and where asked for the distributions' entropy in nats and log Σ p²: float32 [K] each.
 
     The logits are `hidden @ weightᵀ + bias`, times `scale`, soft-capped to `c·tanh(·/c)`, over `temperature`. The
     product runs in the weight's dtype (autocast's where that is on), everything after it in float32 (float64 stays
@@ -44,10 +45,10 @@ def linear_logprobs(
     bias = None if bias is None else bias.to(dtype)
     rows = chunk_rows(weight.shape[0], weight.device) if chunk_bytes is None else chunk_bytes // (4 * weight.shape[0])
     post = _Post(scale / temperature, None if softcap is None else softcap / temperature)
-    logprobs, entropies = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden.to(dtype), weight.to(dtype), bias, targets, post, entropy, max(1, rows)
+    logprobs, entropies, log_squares = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden.to(dtype), weight.to(dtype), bias, targets, post, (entropy, squares), max(1, rows)
     )
-    return logprobs, entropies if entropy else None
+    return logprobs, entropies if entropy else None, log_squares if squares else None
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -63,14 +64,15 @@ def logits_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy from logits that a head of another kind has made, with plain autograd: float32 [K] each."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same three from logits that a head of another kind has made, with plain autograd: float32 [K] each."""
     final = logits.float() * (scale / temperature)
     if softcap is not None:
         cap = softcap / temperature
         final = torch.tanh(final / cap) * cap
     logprobs = torch.log_softmax(final, dim=-1)
-    return logprobs.gather(1, targets[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(dim=-1)
+    own = logprobs.gather(1, targets[:, None]).squeeze(1)
+    return own, -(logprobs.exp() * logprobs).sum(dim=-1), torch.logsumexp(2 * logprobs.detach(), dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +112,14 @@ class _LinearLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         post: _Post,
-        entropy: bool,
+        extras: tuple[bool, bool],
         rows: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        entropy, squares = extras
         count = hidden.shape[0]
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         logprobs = hidden.new_empty(count, dtype=wide)
-        entropies = hidden.new_zeros(count, dtype=wide)
+        entropies, log_squares = hidden.new_zeros(count, dtype=wide), hidden.new_zeros(count, dtype=wide)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         # A row's gradient is its incoming scalar times d log p / d hidden, so that this can be made right here.
         ready = needs_hidden and not (needs_weight or needs_bias or entropy)
@@ -129,15 +132,16 @@ class _LinearLogprobs(torch.autograd.Function):
             logprobs[part] = log_p.gather(1, targets[part, None]).squeeze(1)
             if entropy:
                 entropies[part] = -log_p.exp().mul_(log_p).sum(dim=-1)
+            if squares:
+                log_squares[part] = torch.logsumexp(2 * log_p, dim=-1)
             if slopes is not None:
                 grad = post.chain_(_less_one(log_p.exp_(), targets[part]), final)
                 torch.mm(grad.to(weight.dtype), weight, out=slopes[part])
         kept = final if count <= rows and slopes is None and any(ctx.needs_input_grad[:3]) else None
         ctx.save_for_backward(hidden, weight, bias, targets, entropies, kept, slopes)
         ctx.post, ctx.entropy, ctx.rows = post, entropy, rows
-        if not entropy:
-            ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+        ctx.mark_non_differentiable(*((log_squares,) if entropy else (entropies, log_squares)))
+        return logprobs, entropies, log_squares
 
     @staticmethod
     @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]

@@ -15,7 +15,7 @@ from truing.models.lora.adapters import Adapters
 class Role(Protocol):
     """Something that computes log-probs of a batch's targets."""
 
-    def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
+    def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         """Return log-probs of the target tokens, float32 [K]."""
         ...
 
@@ -26,8 +26,8 @@ class FullModel:
 
     model: LanguageModel
 
-    def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
-        return self.model.outputs(batch, entropy=entropy)
+    def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
+        return self.model.outputs(batch, entropy=entropy, squares=squares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class AdapterOverBase:
     drops: bool = False
     """Whether the adapter has dropout, which acts only where a gradient is wanted."""
 
-    def outputs(self, batch: Batch, *, entropy: bool = False) -> Outputs:
+    def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         if self.drops:
             self.adapters.train_layers(torch.is_grad_enabled())
         with self.adapters.use(self.adapter):
-            return self.model.outputs(batch, entropy=entropy)
+            return self.model.outputs(batch, entropy=entropy, squares=squares)

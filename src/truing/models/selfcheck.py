@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from truing.core.batch import Batch
+from truing.core.batch import Batch, Outputs
 from truing.core.errors import ModelError
 from truing.core.trees import Completion, Tree
 from truing.models.language_model import LanguageModel, Sharing, evaluating, set_attention, stock_attention
+from truing.models.loading import SCORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,11 +63,11 @@ def self_check(module: PreTrainedModel) -> SelfCheck:
     disagrees with the model's own logits: then its head does something that truing does not know.
     """
     attention = module.config._attn_implementation
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad(), _telling_head(module):
         try:
             trees = _trees(module)
             set_attention(module, stock_attention(module))
-            expected = _own_logprobs(module, trees)
+            expected = _own_figures(module, trees)
             tolerance = _tolerance(module, trees, expected)
             reasons: list[str] = []
             for sharing in ("tree", "packed", "alone"):
@@ -105,13 +107,36 @@ def _trees(module: PreTrainedModel) -> list[Tree]:
     return [Tree(draw(SECOND[0]), completions(SECOND[1])), Tree(draw(prompt), completions(COMPLETIONS))]
 
 
-def _own_logprobs(module: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
-    """The log-probs that the model's own full forward pass gives, one sequence at a time: float32 [K]."""
+@contextmanager
+def _telling_head(module: PreTrainedModel) -> Iterator[None]:
+    """Give a new reward model's head, which is zero and would agree with anything, some weights for a while."""
+    head = getattr(module, SCORE, None)
+    if not isinstance(head, nn.Linear) or bool(head.weight.any()):
+        yield
+        return
+    generator = torch.Generator().manual_seed(0)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / head.in_features**0.5)
+    try:
+        yield
+    finally:
+        head.weight.zero_()
+
+
+def _figures(outputs: Outputs) -> Tensor:
+    """What a model says of a batch: log-probs of its targets [K], or scores of its completions [C]."""
+    return outputs.logprobs if outputs.scores is None else outputs.scores
+
+
+def _own_figures(module: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
+    """The same from the model's own full forward pass, one sequence at a time: float32."""
     parts = []
     for tree in trees:
         for completion in tree.completions:
             tokens = torch.from_numpy(np.concatenate([tree.prompt, completion.tokens])).long().to(module.device)
             logits = module(input_ids=tokens[None], use_cache=False).logits[0]
+            if logits.ndim == 1:  # a classifier's, at the last token
+                parts.append(logits.float())
+                continue
             first = len(tree.prompt)
             logprobs = torch.log_softmax(logits[first - 1 : -1].float(), dim=-1)
             parts.append(logprobs.gather(1, tokens[first:, None]).squeeze(1))
@@ -126,7 +151,7 @@ def _tolerance(module: PreTrainedModel, trees: Sequence[Tree], expected: Tensor)
     if stock == "eager" or not module._can_set_attn_implementation():
         return HALF_TOLERANCE
     set_attention(module, "eager")
-    noise = float((_own_logprobs(module, trees) - expected).abs().max())
+    noise = float((_own_figures(module, trees) - expected).abs().max())
     set_attention(module, stock)
     return max(HALF_TOLERANCE, 4 * noise)
 
@@ -135,7 +160,7 @@ def _try(module: PreTrainedModel, sharing: Sharing, trees: Sequence[Tree], expec
     try:
         model = LanguageModel(module, sharing=sharing)
         batch = model.collate(trees)
-        difference = float((model.outputs(batch).logprobs - expected).abs().max())
+        difference = float((_figures(model.outputs(batch)) - expected).abs().max())
         # A model that gives NaN agrees with nothing.
         difference = difference if math.isfinite(difference) else math.inf
         if sharing == "alone":
@@ -162,7 +187,7 @@ def _leak(model: LanguageModel, batch: Batch) -> str:
     hook = model.module.get_input_embeddings().register_forward_hook(capture)
     try:
         with torch.enable_grad():
-            last = model.outputs(batch).logprobs[-batch.target_counts[-1] :]
+            last = _figures(model.outputs(batch))[-(1 if model.scores else batch.target_counts[-1]) :]
             gradient = torch.autograd.grad(last.sum(), embedded[0])[0][0]  # float [T, d]
     finally:
         hook.remove()

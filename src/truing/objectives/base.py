@@ -7,8 +7,10 @@ the step's loss, so that any split of a step over micro-batches or ranks gives t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
+
+from torch import Tensor
 
 from truing.core.batch import Batch, Outputs, Totals
 from truing.core.reduce import Share
@@ -34,6 +36,20 @@ class Objective(Settings, ABC):
     learning_rate_range: ClassVar[tuple[float, float]] = (1e-7, 1e-3)
     """Sane rates for full weights; outside of it (ten times higher for LoRA) a run warns."""
 
+    reads: ClassVar[Literal["logprobs", "scores"]] = "logprobs"
+    """What the trained model is asked for: log-probs of a language model, or scores of a reward model."""
+    mismatches: ClassVar[bool] = False
+    """Whether each answer needs another prompt's answer as an unlabelled second branch of its tree."""
+    groups: ClassVar[bool] = False
+    """Whether all comparisons of one prompt belong in one step, as one tree."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether something about the whole step has to be known before its gradient; see `look_ahead`."""
+
+    @property
+    def wants_squares(self) -> bool:
+        """Whether `outputs.log_squares` is needed, which costs a pass over the logits."""
+        return False
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the columns that have to be in the batch, such as `ref_logprobs`."""
@@ -42,6 +58,33 @@ class Objective(Settings, ABC):
     @abstractmethod
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         """Return this micro-batch's share of the step's loss, divided by counts of `totals` only."""
+
+    def only_ahead(self, batch: Batch) -> Sequence[bool] | None:
+        """Say which completions, of C, serve `look_ahead` alone; None: all serve both passes."""
+        return None
+
+    def look_ahead(self, outputs: Sequence[Outputs], batches: Sequence[Batch]) -> Sequence[Mapping[str, Tensor]]:
+        """Return columns for each micro-batch from what the policy, without gradient, says of the whole step.
+
+        Where `only_ahead` names completions, the outputs are theirs.
+        """
+        raise NotImplementedError
+
+    def recall(self, memory: Mapping[str, float]) -> Mapping[str, Tensor]:
+        """Return columns from what `remember` has kept of earlier steps; `memory` is empty before the first."""
+        return {}
+
+    def remember(self, memory: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return what later steps need to know, given the figures of the step just made. Saved with checkpoints."""
+        return {}
+
+    def for_labels(self, desirable: int, undesirable: int) -> Self:
+        """Return the objective with what it takes from the number of judged answers of either kind."""
+        return self
+
+    def derived(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return figures of a step that follow from its others."""
+        return {}
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
         """Say what is wrong with the first step's figures, or return None.

@@ -17,7 +17,7 @@ class CPO(PairwiseObjective):
     name: ClassVar[str] = "cpo"
     paper: ClassVar[str] = "arXiv:2401.08417, eq. 6; the NLL per token as in its authors' code"
     purpose: ClassVar[str] = "Comparisons of equal length, as in translation, without memory for a reference."
-    avoid: ClassVar[str] = "Avoid when lengths differ: without a reference a sum of log-probs favours the short (simpo)."
+    avoid: ClassVar[str] = "Avoid when lengths differ: a sum of log-probs alone favours the short (simpo)."
     learning_rate: ClassVar[float] = 1e-6
 
     beta: float = Field(default=0.1, gt=0)

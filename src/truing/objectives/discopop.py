@@ -20,7 +20,7 @@ class DiscoPOP(PairwiseObjective):
 
     name: ClassVar[str] = "discopop"
     paper: ClassVar[str] = "arXiv:2406.08414, eq. 5"
-    purpose: ClassVar[str] = "Comparisons; a loss found by search that turns from logistic to exponential with the margin."
+    purpose: ClassVar[str] = "Comparisons; a loss found by search, logistic at small margins, exponential at large."
     avoid: ClassVar[str] = "Avoid where a loss must be explained: it is not convex, and was chosen by benchmark."
 
     beta: float = Field(default=0.05, gt=0)

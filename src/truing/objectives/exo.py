@@ -15,7 +15,7 @@ from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
 
 
 class EXO(PairwiseObjective):
-    """L = KL(q ‖ p): q = softmax of β log π/π_ref over the pair, p = (1−ε, ε). The reverse KL, where DPO has the forward."""
+    """L = KL(q ‖ p), q = softmax of β log π/π_ref over the pair, p = (1−ε, ε): reverse KL where DPO has forward."""
 
     name: ClassVar[str] = "exo"
     paper: ClassVar[str] = "arXiv:2402.00856, eq. 16"

@@ -28,7 +28,7 @@ class FDPO(PairwiseObjective):
     name: ClassVar[str] = "f_dpo"
     paper: ClassVar[str] = "arXiv:2309.16240, eq. 11 and table 1"
     purpose: ClassVar[str] = "Comparisons, with another balance of alignment and variety than the reverse KL's."
-    avoid: ClassVar[str] = "Avoid the forward KL on long answers: u^−1 of a sequence spans too many orders of magnitude."
+    avoid: ClassVar[str] = "Avoid the forward KL on long answers: 1/u of a sequence spans too many orders of magnitude."
 
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference."""
@@ -45,7 +45,7 @@ class FDPO(PairwiseObjective):
         return self.beta * self._slope(pairs.chosen_logratio), self.beta * self._slope(pairs.rejected_logratio)
 
     def _slope(self, log_ratio: Tensor) -> Tensor:
-        """f' at u, up to a constant: float32 [P]."""
+        """F' at u, up to a constant: float32 [P]."""
         if self.divergence == "reverse_kl":
             return log_ratio
         if self.divergence == "js":

@@ -15,7 +15,7 @@ from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
 
 
 class NCA(PairwiseObjective):
-    """L = −log σ(r⁺) − ½ log σ(−r⁺) − ½ log σ(−r⁻), r = β log π/π_ref: each reward is absolute, not only a difference."""
+    """L = −log σ(r⁺) − ½ log σ(−r⁺) − ½ log σ(−r⁻), r = β log π/π_ref: rewards absolute, not only apart."""
 
     name: ClassVar[str] = "nca"
     paper: ClassVar[str] = "arXiv:2402.05369, eq. 11 with two answers"

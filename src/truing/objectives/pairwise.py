@@ -20,7 +20,7 @@ NOT_THE_START = "the reference is not the policy that this stage starts from"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """Log-probs of chosen and rejected completions, summed over their supervised tokens; every field float32 [P]."""
+    """Log-probs of chosen and rejected completions, summed over their supervised tokens; fields are float32 [P]."""
 
     chosen: Tensor
     """log π(y⁺ | x)."""
@@ -32,6 +32,10 @@ class Pairs:
     chosen_length: Tensor
     """Supervised tokens of y⁺, at least 1."""
     rejected_length: Tensor
+    batch: Batch
+    """Where they came from, with its columns."""
+    log_squares: Tensor | None = None
+    """Mean over the tokens of log Σ π² of the chosen and the rejected completion, float32 [P, 2], where asked for."""
 
     @classmethod
     def of(cls, outputs: Outputs, batch: Batch, ref_logprobs: Tensor | None) -> Pairs:
@@ -41,7 +45,19 @@ class Pairs:
         ratios = sums if ref_logprobs is None else sum_by_completion(outputs.logprobs - ref_logprobs, batch)
         lengths = completion_lengths(batch)
         chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
-        return cls(sums[chosen], sums[rejected], ratios[chosen], ratios[rejected], lengths[chosen], lengths[rejected])
+        squares = None
+        if outputs.log_squares is not None:
+            squares = (sum_by_completion(outputs.log_squares, batch) / lengths)[batch.pairs]
+        return cls(
+            sums[chosen],
+            sums[rejected],
+            ratios[chosen],
+            ratios[rejected],
+            lengths[chosen],
+            lengths[rejected],
+            batch,
+            squares,
+        )
 
 
 class PairwiseObjective(Objective):

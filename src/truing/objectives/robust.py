@@ -15,7 +15,7 @@ from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
 
 
 class RobustDPO(PairwiseObjective):
-    """L = [(1−ε)(−log σ(z)) − ε(−log σ(−z))] / (1−2ε): on average over label flips of rate ε it is DPO on clean labels."""
+    """L = [(1−ε)(−log σ(z)) − ε(−log σ(−z))] / (1−2ε): on average over label flips of rate ε, DPO on clean labels."""
 
     name: ClassVar[str] = "robust"
     paper: ClassVar[str] = "arXiv:2403.00409, eq. 12"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,18 +10,22 @@ from truing.core.batch import Batch, Totals
 from truing.core.reduce import average
 from truing.models.roles import Role
 from truing.objectives.base import Objective
+from truing.training.foresight import foresee
 from truing.training.source import Annotate
 
 
-def evaluate(policy: Role, objective: Objective, batches: Sequence[Batch], annotate: Annotate) -> dict[str, float]:
+def evaluate(
+    policy: Role, objective: Objective, batches: Sequence[Batch], annotate: Annotate, memory: Mapping[str, float]
+) -> dict[str, float]:
     """Return `eval_loss` and every metric of the objective with the prefix `eval_`, over all batches as one step."""
     totals = Totals.of(batches)
     loss = 0.0
     metrics = []
     with torch.no_grad():
-        for bare in batches:
-            batch = annotate(bare)
-            share = objective(policy.outputs(batch), batch, totals)
+        for batch in foresee(policy, objective, [annotate(bare) for bare in batches], memory):
+            share = objective(policy.outputs(batch, squares=objective.wants_squares), batch, totals)
             loss += float(share.loss)
             metrics.append(share.metrics)
-    return {"eval_loss": loss, **{f"eval_{name}": value for name, value in average(metrics).items()}}
+    found = average(metrics)
+    found |= objective.derived(found)
+    return {"eval_loss": loss, **{f"eval_{name}": value for name, value in found.items()}}

@@ -80,14 +80,8 @@ class RunDirectory:
             self._lock = None
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file whole: to a neighbour first, then renamed."""
-        target = self.path / name
-        staging = target.with_name(f".{target.name}.part")
-        with staging.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        staging.replace(target)
+        """Write a file whole."""
+        replace_file(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file whole."""
@@ -131,6 +125,16 @@ def _is_ours(entry: Path) -> bool:
     if entry.is_dir():
         return entry.name in ("reference", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
     return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl")
+
+
+def replace_file(target: Path, text: str) -> None:
+    """Write a file whole or not at all: to a neighbour first, then renamed."""
+    staging = target.with_name(f".{target.name}.part")
+    with staging.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    staging.replace(target)
 
 
 def publish(staging: Path, target: Path) -> None:

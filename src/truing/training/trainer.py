@@ -19,6 +19,7 @@ from truing.objectives.base import Objective
 from truing.training import checkpoint
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
+from truing.training.foresight import foresee
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.run_directory import RunDirectory
@@ -59,6 +60,8 @@ class Progressed:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+    """What the objective remembers from step to step."""
 
     def as_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -111,7 +114,9 @@ class Trainer:
         self.progressed.seconds += row["seconds"]
         done = self.progressed.step
         if self.held_out.batches and (done % self.plan.evaluate_every == 0 or done == total):
-            row |= evaluate(self.policy, self.objective, self.held_out.batches, self.held_out.annotate)
+            row |= evaluate(
+                self.policy, self.objective, self.held_out.batches, self.held_out.annotate, self.progressed.memory
+            )
         row["memory_bytes"] = peak_memory_bytes()
         self.run.append("metrics.jsonl", _finite(row))
         self.reporter.advance(done, _shown(row))
@@ -130,6 +135,7 @@ class Trainer:
         factor = rate_factor(step.index, total, self.plan.optim)
         if finite:
             self.optimizer.step(factor)
+            self.progressed.memory = self.objective.remember(self.progressed.memory, metrics)
         self._count(step, finite)
         peak = self.plan.optim.lr or 0.0
         return {
@@ -151,14 +157,15 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
         parts = []
-        for batch in step.batches:
-            share = self.objective(self.policy.outputs(batch), batch, step.totals)
+        for batch in foresee(self.policy, self.objective, step.batches, self.progressed.memory):
+            share = self.objective(self.policy.outputs(batch, squares=self.objective.wants_squares), batch, step.totals)
             if not share.loss.requires_grad:
                 raise NothingToTrain("the loss does not depend on any trainable parameter")
             share.loss.backward()  # type: ignore[no-untyped-call]
             loss += share.loss.detach().double().cpu()
             parts.append(share.metrics)
-        return float(loss), average(parts)
+        metrics = average(parts)
+        return float(loss), {**metrics, **self.objective.derived(metrics)}
 
     def _preflight(self, loss: float, norm: float, metrics: Mapping[str, float]) -> None:
         """Refuse to make the first update when something known to be true is not."""

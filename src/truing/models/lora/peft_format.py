@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,20 @@ def save_adapter(adapters: Adapters, name: str, folder: Path, base_model: str) -
 
 
 def load_adapter(
-    adapters: Adapters, name: str, folder: Path, *, training: AdapterSettings | None = None
+    adapters: Adapters,
+    name: str,
+    folder: Path,
+    *,
+    training: AdapterSettings | None = None,
+    also_saved: Sequence[str] = (),
 ) -> AdapterSummary:
     """Add a trainable adapter read from a PEFT folder, without making it the active one.
 
     `training` is what a recipe says: dropout, learning-rate ratio and what becomes of the adapter between stages are
-    taken from it, the shape from the folder. Raises `AdapterError` for a setting that is not supported, for a key that
-    matches nothing or is missing, for a wrong shape, and where there is nothing but a pickle. Nothing is added then.
+    taken from it, the shape from the folder. `also_saved` are paths of modules that the adapter shall train whole from
+    now on; where the folder has none of them they begin as the base's. Raises `AdapterError` for a setting that is not
+    supported, for a key that matches nothing or is missing, for a wrong shape, and where there is nothing but a pickle.
+    Nothing is added then.
     """
     config = read_config(folder)
     with adapters.use(None):
@@ -82,6 +89,7 @@ def load_adapter(
         expected = _expected_shapes(adapters, config, plan, saved)
     tensors = _read_weights(folder)
     _check(tensors, expected, folder)
+    saved = (*saved, *(path for path in also_saved if path not in saved))
     settings = _settings(adapters, config, plan, saved, folder)
     notes = _differences(settings, training, folder)
     if training is not None:
@@ -110,10 +118,12 @@ def _written_config(
     with adapters.use(None):
         modules = dict(adapters.model.named_modules())
         targets = shortest_targets(adapters.model, tuple(layers), saved)
-        has_head = output_head(adapters.model) is not None
+        task = "CAUSAL_LM" if output_head(adapters.model) is not None else None
+        if task is None and "score" in modules:
+            task = "SEQ_CLS"
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if has_head else None,
+        "task_type": task,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "r": rank,
@@ -250,10 +260,12 @@ def _differences(settings: AdapterSettings, training: AdapterSettings | None, fo
 @torch.no_grad()
 def _fill(adapters: Adapters, name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, parameter in adapters.parameters(name).items():
-        parameter.copy_(tensors[key])
+        if key in tensors:
+            parameter.copy_(tensors[key])
     for path, module in adapters.saved_modules(name).items():
         for key, buffer in module.state_dict().items():
-            buffer.copy_(tensors[f"{path}.{key}"])
+            if f"{path}.{key}" in tensors:
+                buffer.copy_(tensors[f"{path}.{key}"])
 
 
 def _commonest(values: Iterable[Any]) -> Any:

@@ -1,0 +1,59 @@
+"""Binary Classifier Optimization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from truing.core.batch import Batch
+from truing.objectives.base import expect_start
+from truing.objectives.judged import Judged, JudgedObjective, refuse_one_class
+from truing.objectives.pairwise import NOT_THE_START
+
+SHIFT = "reward_shift"
+"""Column of one number, δ."""
+
+
+class BCO(JudgedObjective):
+    """L = −log σ(r − δ) for a desirable answer and −log σ(δ − r) for an undesirable one, r = β log π/π_ref.
+
+    δ is the running mean of the rewards of both kinds over the steps before, each kind counting half (eq. 9).
+    """
+
+    name: ClassVar[str] = "bco"
+    paper: ClassVar[str] = "arXiv:2404.04656, eq. 9 and 12"
+    purpose: ClassVar[str] = "Answers judged one at a time, sorted as a classifier would sort them."
+    avoid: ClassVar[str] = "Avoid when good and bad answers have different kinds of prompts: it learns the prompts."
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the old δ in the new one."""
+
+    def for_labels(self, desirable: int, undesirable: int) -> Self:
+        refuse_one_class(self.name, desirable, undesirable)
+        return self
+
+    def recall(self, memory: Mapping[str, float]) -> Mapping[str, Tensor]:
+        return {SHIFT: torch.tensor([memory.get("delta", 0.0)], dtype=torch.float32)}
+
+    def remember(self, memory: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+        rewards = [metrics[name] for name in ("rewards/chosen", "rewards/rejected") if name in metrics]
+        if not rewards:
+            return dict(memory)
+        now = sum(rewards) / len(rewards)
+        return {"delta": self.momentum * memory["delta"] + (1 - self.momentum) * now if "delta" in memory else now}
+
+    def losses(self, judged: Judged, batch: Batch) -> Tensor:
+        over = self.beta * judged.logratios - batch.column(SHIFT)
+        return -F.logsigmoid(torch.where(judged.desirable, over, -over))
+
+    def figures(self, judged: Judged, batch: Batch) -> Mapping[str, Tensor]:
+        return {"delta": batch.column(SHIFT).expand(batch.num_completions)}
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        return expect_start(loss, math.log(2), NOT_THE_START)

@@ -1,0 +1,116 @@
+"""KTO and BCO end to end on a tiny model: judged answers to a result, whatever the micro-batch, also resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from truing.build.chain import resume, run
+from truing.core.errors import DataError
+from truing.recipe.load import recipe_from
+from truing.training.progress import Silent
+from truing.training.trainer import Trainer
+from truing.world.base_model import write_base_model
+from truing.world.records import WorldSettings, write_world
+
+LORA = {"use": "lora", "rank": 4}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model folder and a file of judged answers, two of three desirable."""
+    folder = tmp_path_factory.mktemp("world")
+    files = write_world(folder, WorldSettings(corpus=50, demonstrations=10, pairs=60))
+    write_base_model(folder / "model")
+    pairs = [json.loads(line) for line in files.pairs.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for index, pair in enumerate(pairs):
+        good = index % 3 > 0
+        rows.append({"prompt": pair["prompt"], "completion": pair["chosen" if good else "rejected"], "label": good})
+    judged = folder / "judged.jsonl"
+    judged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder / "model", judged
+
+
+def values(world: tuple[Path, Path], use: str, adapter: Any = LORA, **top: Any) -> dict[str, Any]:
+    return {
+        "model": str(world[0]),
+        "adapter": adapter,
+        "objective": {"use": use},
+        "data": {"path": str(world[1]), "max_length": 48, "holdout": 0.2},
+        "optim": {"lr": 1e-3, "max_steps": 6},
+        "samples": {"count": 0},
+        "batch": {"examples": 6, "micro_tokens": 128},
+        "checkpoint": {"every": 2},
+        "precision": {"matmul": "highest"},
+        **top,
+    }
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("adapter", [LORA, "none"], ids=["lora", "full"])
+@pytest.mark.parametrize("use", ["kto", "bco"])
+def test_judged_answers_train_alike_in_any_micro_batch(
+    world: tuple[Path, Path], tmp_path: Path, use: str, adapter: Any
+) -> None:
+    for name, size in (("one", 1), ("all", 4096)):
+        run(
+            recipe_from(values(world, use, adapter, batch={"examples": 6, "micro_tokens": size})),
+            tmp_path / name,
+            Silent(),
+        )
+    one, together = metrics(tmp_path / "one"), metrics(tmp_path / "all")
+    for a, b in zip(one, together, strict=True):
+        for key in ("loss", "rewards/chosen", "rewards/margins", "kl" if use == "kto" else "delta"):
+            assert a[key] == pytest.approx(b[key], abs=1e-5), key
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    resolved = (tmp_path / "all" / "recipe.yaml").read_text(encoding="utf-8")
+    if use == "kto":
+        assert one[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+        assert "undesirable_weight: 1." in resolved, "two thirds are desirable, so the others count more"
+    else:
+        assert one[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert one[-1]["delta"] != 0.0
+    assert one[-1]["rewards/margins"] > 0
+    assert "eval_loss" in one[-1]
+
+
+@pytest.mark.parametrize("use", ["kto", "bco"])
+def test_a_resumed_run_ends_with_the_same_bits(
+    world: tuple[Path, Path], tmp_path: Path, use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(recipe_from(values(world, use)), tmp_path / "straight", Silent())
+    real = Trainer._update
+
+    def dies(self: Trainer, step: Any, total: int) -> Any:
+        if step.index == 3:
+            raise KeyboardInterrupt
+        return real(self, step, total)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_from(values(world, use)), tmp_path / "cut", Silent())
+    monkeypatch.setattr(Trainer, "_update", real)
+    resumed = resume(tmp_path / "cut", Silent())
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert [r["loss"] for r in metrics(tmp_path / "straight")] == [r["loss"] for r in metrics(tmp_path / "cut")]
+
+
+def test_one_class_alone_is_refused_before_training(world: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in world[1].read_text(encoding="utf-8").splitlines()]
+    good = tmp_path / "good.jsonl"
+    good.write_text("".join(json.dumps(row) + "\n" for row in rows if row["label"]), encoding="utf-8")
+    recipe = recipe_from(values(world, "kto", data={"path": str(good), "max_length": 48}))
+    with pytest.raises(DataError, match="labelled desirable"):
+        run(recipe, tmp_path / "run", Silent())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -1,0 +1,154 @@
+"""Reward models end to end on a tiny model: trained, saved as others read them, and asked for scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from truing.build.chain import run
+from truing.build.load_result import open_result, open_scorer
+from truing.build.score import calibration_error, wilson
+from truing.cli.main import cli
+from truing.core.errors import InputError, RunError
+from truing.recipe.load import recipe_from
+from truing.training.progress import Silent
+from truing.world.base_model import write_base_model
+from truing.world.records import WorldFiles, WorldSettings, write_world
+
+LORA = {"use": "lora", "rank": 4}
+TOKENS = torch.tensor([[1, 7, 9, 30, 12, 45, 8]])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WorldFiles]:
+    folder = tmp_path_factory.mktemp("world")
+    files = write_world(folder, WorldSettings(corpus=50, demonstrations=40, pairs=80))
+    write_base_model(folder / "model")
+    return folder / "model", files
+
+
+def reward_stage(files: WorldFiles, **more: Any) -> dict[str, Any]:
+    return {
+        "objective": {"use": "reward"},
+        "data": {"path": str(files.pairs), "max_length": 48, "holdout": 0.2},
+        "optim": {"lr": 3e-3, "max_steps": 12},
+        **more,
+    }
+
+
+def recipe(world: tuple[Path, WorldFiles], stages: list[dict[str, Any]], adapter: Any, **top: Any) -> dict[str, Any]:
+    return {
+        "model": str(world[0]),
+        "adapter": adapter,
+        "samples": {"count": 0},
+        "batch": {"examples": 8, "micro_tokens": 128},
+        "precision": {"matmul": "highest"},
+        "stages": stages,
+        **top,
+    }
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def sft_stage(files: WorldFiles) -> dict[str, Any]:
+    return {
+        "objective": {"use": "sft"},
+        "data": {"path": str(files.demonstrations), "max_length": 48},
+        "optim": {"lr": 1e-3, "max_steps": 3},
+    }
+
+
+@pytest.mark.parametrize("adapter", [LORA, "none"], ids=["lora", "full"])
+def test_a_reward_model_follows_sft_and_loads_elsewhere(
+    world: tuple[Path, WorldFiles], tmp_path: Path, adapter: Any
+) -> None:
+    output = tmp_path / "chain"
+    final = run(recipe_from(recipe(world, [sft_stage(world[1]), reward_stage(world[1])], adapter)), output, Silent())
+    rows = metrics(output / "2-reward")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "a zero head scores nothing"
+    assert rows[0]["accuracy"] == 0.5
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["eval_margin"] > 0
+    ours = open_scorer(output)
+    with torch.no_grad(), ours.model.stock_attention() as module:
+        expected = module(TOKENS).logits
+        if adapter == "none":
+            other = AutoModelForSequenceClassification.from_pretrained(final)
+        else:
+            base = AutoModelForSequenceClassification.from_pretrained(world[0], num_labels=1)
+            other = PeftModel.from_pretrained(base, final)
+        assert expected.abs().min() > 1e-4
+        torch.testing.assert_close(other(TOKENS).logits, expected, atol=1e-5, rtol=0)
+    with pytest.raises(InputError):
+        open_result(output)
+
+
+def test_the_policy_after_a_reward_stage_is_that_before_it(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    dpo = {**reward_stage(world[1]), "objective": {"use": "dpo"}, "optim": {"lr": 1e-4, "max_steps": 2}}
+    stages = [sft_stage(world[1]), reward_stage(world[1], optim={"lr": 1e-3, "max_steps": 2}), dpo]
+    run(recipe_from(recipe(world, stages, LORA)), tmp_path / "chain", Silent())
+    assert "1-sft" in (tmp_path / "chain" / "3-dpo" / "recipe.yaml").read_text(encoding="utf-8")
+    assert open_result(tmp_path / "chain").adapters is not None
+
+
+def test_the_micro_batch_changes_nothing(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    for name, size in (("one", 1), ("all", 4096)):
+        values = recipe(world, [reward_stage(world[1])], LORA, batch={"examples": 8, "micro_tokens": size})
+        run(recipe_from(values), tmp_path / name, Silent())
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "all"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3, abs=1e-6)
+
+
+def test_scores_are_printed_and_written(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    run(recipe_from(recipe(world, [reward_stage(world[1])], LORA)), tmp_path / "run", Silent())
+    output = tmp_path / "scores.jsonl"
+    arguments = ["score", str(tmp_path / "run"), str(world[1].pairs), "--output", str(output)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert "chosen above rejected in" in result.output
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 160
+    assert [row["answer"] for row in rows[:2]] == ["chosen", "rejected"]
+    assert rows[0]["row"] == 1
+    alone = tmp_path / "alone.jsonl"
+    pair = json.loads(world[1].pairs.read_text(encoding="utf-8").splitlines()[0])
+    alone.write_text(json.dumps({"prompt": pair["prompt"], "completion": pair["chosen"]}) + "\n", encoding="utf-8")
+    one = tmp_path / "one.jsonl"
+    CliRunner().invoke(cli, ["score", str(tmp_path / "run"), str(alone), "--output", str(one)])
+    assert json.loads(one.read_text(encoding="utf-8"))["score"] == pytest.approx(rows[0]["score"], abs=1e-5)
+
+
+def test_a_language_model_is_no_reward_model(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no reward model"):
+        open_scorer(world[0])
+    run(recipe_from(recipe(world, [sft_stage(world[1])], LORA)), tmp_path / "run", Silent())
+    with pytest.raises(RunError, match="without a score head"):
+        open_scorer(tmp_path / "run")
+
+
+def test_wilsons_interval() -> None:
+    """Values of the closed form at p = 1/2 and at p = 1: n / (n + z²) is the lower end there."""
+    low, high = wilson(50, 100)
+    assert low + high == pytest.approx(1.0)
+    assert high - low == pytest.approx(2 * 1.959964 * 0.5 / math.sqrt(100 + 1.959964**2), rel=1e-9)
+    assert wilson(20, 20) == pytest.approx((20 / (20 + 1.959964**2), 1.0))
+
+
+def test_a_sure_and_right_judge_is_calibrated() -> None:
+    sure = np.full(100, 50.0)
+    assert calibration_error(sure, np.ones(100)) == pytest.approx(0.0, abs=1e-9)
+    assert calibration_error(sure, np.full(100, 0.5)) == pytest.approx(0.5)
+    undecided = np.zeros(100)
+    assert calibration_error(undecided, np.tile([0.0, 1.0], 50)) == pytest.approx(0.0)
