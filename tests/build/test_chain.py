@@ -123,6 +123,31 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert losses[0] == losses[1]
 
 
+def test_a_run_resumed_in_its_second_pass_ends_with_the_same_bits(
+    world: tuple[Path, WorldFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the reference's log-probs are kept ones; they are those of the first pass, whoever asks again."""
+    recipe = values(world, LORA, checkpoint={"every": 4})
+    recipe["stages"] = [{**recipe["stages"][1], "optim": {"lr": 1e-3, "max_steps": 14}}]
+    straight = run(recipe_from(recipe), tmp_path / "straight", Silent())
+    real = Trainer._update
+
+    def dies(self: Trainer, step: Any, total: int) -> Any:
+        if step.index == 10:
+            raise KeyboardInterrupt
+        return real(self, step, total)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_from(recipe), tmp_path / "cut", Silent())
+    monkeypatch.setattr(Trainer, "_update", real)
+    assert list((tmp_path / "cut" / "reference").glob("*.safetensors"))
+    resumed = resume(tmp_path / "cut", Silent())
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert [r["loss"] for r in metrics(tmp_path / "straight")] == [r["loss"] for r in metrics(tmp_path / "cut")]
+
+
 def test_the_size_of_a_micro_batch_does_not_change_the_run(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
     for name, size in (("small", 1), ("large", 4096)):
         recipe = recipe_from(values(world, LORA, batch={"examples": 8, "micro_tokens": size}))

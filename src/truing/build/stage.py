@@ -197,6 +197,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         run=run,
         reporter=reporter,
         held_out=HeldOut(held_out, annotate),
+        before_checkpoint=annotate.save if isinstance(annotate, ReferenceLogprobs) else None,
         sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
     )
 
@@ -215,20 +216,22 @@ def _annotator(
         return lambda batch: batch
     settings = ready.stage.reference
     repeated = ready.plan.rows_seen() > len(ready.dataset.train)
-    once = settings.precompute_ref_log_probs
-    if once is None:
-        once = repeated or not ready.lora
-    if not once and not ready.lora:
+    ahead = settings.precompute_ref_log_probs
+    if ahead is None:
+        ahead = not ready.lora
+    if not ahead and not ready.lora:
         raise RecipeError(
             "reference.precompute_ref_log_probs: false needs the reference beside the policy, which full weights would "
             "have to keep as a second model; leave it out, or train with an adapter"
         )
-    if not once:
+    if not ahead and not repeated and settings.cache is None:
         return ReferenceLogprobs(ready.built.reference, None)
     folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
     built = ready.built
     key = f"{built.start_digest} {built.dtype} {built.calibration.matmul_precision}"
     reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key))
+    if not ahead:
+        return reference  # each row's when it first comes by
     count = min(ready.plan.rows_seen(), len(ready.dataset.train)) + sum(len(b.digests) for b in held_out)
     reporter.begin("reference", count)
     done = 0

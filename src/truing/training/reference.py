@@ -1,4 +1,4 @@
-"""Log-probs of the frozen policy that a stage began with: computed beside the policy, or once and kept."""
+"""Log-probs of the frozen policy that a stage began with: computed beside the policy, kept where rows come again."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class LogprobStore:
         self.file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         self._values: dict[str, np.ndarray] = {}
         self._read()
+        self._saved = len(self._values)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._values
@@ -41,7 +42,9 @@ class LogprobStore:
         self._values.setdefault(digest, values)
 
     def save(self) -> None:
-        """Write the file whole, in place of the one that was read."""
+        """Write the file whole, in place of the one that was read, if there is anything new."""
+        if len(self._values) == self._saved:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         digests = np.frombuffer(b"".join(bytes.fromhex(d) for d in self._values), dtype=np.uint8).reshape(-1, 32)
         lengths = np.array([len(v) for v in self._values.values()], dtype=np.int64)
@@ -51,6 +54,7 @@ class LogprobStore:
             staging,
         )
         staging.replace(self.file)
+        self._saved = len(self._values)
 
     def _read(self) -> None:
         if not self.file.is_file():
@@ -74,12 +78,18 @@ class ReferenceLogprobs:
         self._store = store
 
     def __call__(self, batch: Batch) -> Batch:
-        if self._store is not None and all(digest in self._store for digest in batch.digests):
-            kept = torch.from_numpy(self._store.get(batch.digests))
-            return batch.with_columns(ref_logprobs=kept.to(batch.tokens.device))
-        if self._role is None:
-            raise GuardError("a row has no precomputed reference log-probs, and the reference is no longer in memory")
-        return batch.with_columns(ref_logprobs=_logprobs(self._role, batch))
+        if self._store is None:
+            return batch.with_columns(ref_logprobs=self._computed(batch))
+        if not all(digest in self._store for digest in batch.digests):
+            self._keep(batch, self._computed(batch))
+        # What is kept wins over what was computed just now, so that the number of a row never depends on its company.
+        kept = torch.from_numpy(self._store.get(batch.digests))
+        return batch.with_columns(ref_logprobs=kept.to(batch.tokens.device))
+
+    def save(self) -> None:
+        """Write what was kept, so that a resumed run finds the very same numbers."""
+        if self._store is not None:
+            self._store.save()
 
     def precompute(self, batches: Iterable[Batch], on_batch: Callable[[int], None]) -> int:
         """Fill the store for all batches, then let go of the reference; return how many trees were new.
@@ -91,20 +101,23 @@ class ReferenceLogprobs:
         before = len(self._store)
         for batch in batches:
             if not all(digest in self._store for digest in batch.digests):
-                values = _logprobs(self._role, batch).cpu().numpy()
-                for digest, part in zip(batch.digests, np.split(values, _tree_ends(batch)), strict=True):
-                    self._store.put(digest, part)
+                self._keep(batch, self._computed(batch))
             on_batch(len(batch.digests))
-        added = len(self._store) - before
-        if added:
-            self._store.save()
+        self._store.save()
         self._role = None
-        return added
+        return len(self._store) - before
 
+    def _computed(self, batch: Batch) -> Tensor:
+        if self._role is None:
+            raise GuardError("a row has no precomputed reference log-probs, and the reference is no longer in memory")
+        with torch.no_grad():
+            return self._role.outputs(batch).logprobs
 
-def _logprobs(role: Role, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return role.outputs(batch).logprobs
+    def _keep(self, batch: Batch, values: Tensor) -> None:
+        if self._store is not None:
+            parts = np.split(values.cpu().numpy(), _tree_ends(batch))
+            for digest, part in zip(batch.digests, parts, strict=True):
+                self._store.put(digest, part)
 
 
 def _tree_ends(batch: Batch) -> np.ndarray:

@@ -108,7 +108,7 @@ class ReferenceSettings(Settings):
     """The frozen policy that preference losses compare with: the policy as this stage began."""
 
     precompute_ref_log_probs: bool | None = None
-    """Compute the reference once before training. By default: with full weights (no second model is then kept), and
-    with LoRA when the data are passed over more than once."""
+    """Compute the reference of all rows before training; the default with full weights, where no second model is then
+    kept. With LoRA each row's is otherwise computed when it first comes by, and kept where rows come again."""
     cache: str | None = None
     """A folder in which log-probs are kept and shared between runs; by default one in the run directory."""

@@ -27,6 +27,16 @@ from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
 from truing.training.source import Annotate, PreparedStep, Source
 
+SHOWN = (
+    ("rewards/margins", "margin"),
+    ("rewards/accuracies", "accuracy"),
+    ("margin", "margin"),
+    ("accuracy", "accuracy"),
+    ("kl", "kl"),
+    ("eval_loss", "eval"),
+)
+"""Metrics worth a place beside the bar, and their names there."""
+
 NON_FINITE_STEPS = 3
 """Steps in a row without a finite gradient after which a run stops."""
 
@@ -81,6 +91,8 @@ class Trainer:
     held_out: HeldOut = field(default_factory=HeldOut)
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
+    before_checkpoint: Callable[[], None] | None = None
+    """Writes what a resumed run will need besides the checkpoint."""
     progressed: Progressed = field(default_factory=Progressed)
 
     @property
@@ -195,6 +207,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
+        if self.before_checkpoint is not None:
+            self.before_checkpoint()
         tensors, values = checkpoint.random_states()
         state = Checkpoint(
             self.progressed.step,
@@ -216,7 +230,7 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(row: Mapping[str, Any]) -> dict[str, float]:
     """The few figures worth a place beside the bar."""
     shown = {"loss": row["loss"]}
-    for key, name in (("rewards/margins", "margin"), ("rewards/accuracies", "accuracy"), ("eval_loss", "eval")):
+    for key, name in SHOWN:
         if key in row:
             shown[name] = row[key]
     shown["tok/s"] = row["tokens"] / max(row["seconds"], 1e-9)
