@@ -288,7 +288,7 @@ WORDS = st.text(alphabet="abc é\n.<|🙂", min_size=1, max_size=25)
 ANSWERS = WORDS.filter(lambda text: text.strip() != "")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     which=st.integers(0, 3),
     template=st.sampled_from([None, "plain", "alpaca", "transcript"]),
