@@ -122,6 +122,15 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _told(value: Any) -> Any:
+    """A setting as others may read it: of a path the last part, of a command line its program and what follows."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, str) and "/" in value:
+        return " ".join(Path(part).name for part in value.split())
+    return [_told(part) for part in value] if isinstance(value, list) else value
+
+
 def write_results(name: str, title: str, sections: Sequence[str], runs: Sequence[Run], settings: Any) -> None:
     """Print the tables and write `results/<name>.json` and `results/<name>.md`."""
     where = machine()
@@ -129,5 +138,6 @@ def write_results(name: str, title: str, sections: Sequence[str], runs: Sequence
     print("\n" + text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    record = {"machine": where, "settings": settings, "runs": [asdict(run) for run in runs]}
+    told = {key: _told(value) for key, value in settings.items()}
+    record = {"machine": where, "settings": told, "runs": [asdict(run) for run in runs]}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")

@@ -6,13 +6,14 @@ from truing.core.reduce import Metric, Share, completion_lengths, metric, sum_by
 from truing.core.trees import Completion, Tree
 from truing.objectives.base import Objective
 from truing.objectives.judged import Judged, JudgedObjective
-from truing.objectives.pairwise import Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs, PairwiseObjective
 
 __all__ = [
     "Batch",
     "Completion",
     "Judged",
     "JudgedObjective",
+    "LogRatioObjective",
     "Metric",
     "Objective",
     "Outputs",

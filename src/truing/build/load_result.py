@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from truing.core.errors import RunError
 from truing.models.language_model import LanguageModel
 from truing.models.loading import SCORE, LoadedModel, load_model, load_tokenizer, scores_answers
 from truing.models.lora.adapters import Adapters
+from truing.models.lora.peft_config import CONFIG_FILE
 from truing.models.lora.peft_format import load_adapter
 from truing.models.selfcheck import self_check
 
@@ -42,43 +44,44 @@ def result_folder(path: Path) -> Path:
 
 def open_result(path: Path) -> Opened:
     """Load a run's result, an adapter folder with its base, a model folder or a hub id, in its own precision."""
-    folder = result_folder(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        loaded = load_model(str(folder), dtype=None, device=device)
-        return Opened(str(path), loaded, _language_model(loaded), None, loaded.tokenizer)
-    try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as failure:
-        raise RunError(f"{config} does not name its base model: {failure!r}") from failure
-    loaded = load_model(base, dtype=None, device=device)
-    model = _language_model(loaded)
-    adapters = Adapters(loaded.module)
-    load_adapter(adapters, RESULT, folder)
-    adapters.switch(RESULT)
-    return Opened(str(path), loaded, model, adapters, load_tokenizer(folder))
+    return _open(path, scores=False)
 
 
 def open_scorer(path: Path) -> Opened:
     """Load a reward model: a run's result, an adapter folder with its base, or a sequence classifier."""
     folder = result_folder(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = folder / "adapter_config.json"
-    if not config.is_file():
+    remedy = "train one with objective: {use: reward}"
+    if not (folder / CONFIG_FILE).is_file():
         if not scores_answers(folder):
-            raise RunError(f"{path} is no reward model; train one with objective: {{use: reward}}")
-        loaded = load_model(str(folder), dtype=None, device=device, scores=True)
+            raise RunError(f"{path} is no reward model; {remedy}")
+    elif SCORE not in (_adapter_config(folder).get("modules_to_save") or ()):
+        raise RunError(f"{path} is an adapter without a score head; {remedy}")
+    return _open(path, scores=True)
+
+
+def _open(path: Path, *, scores: bool) -> Opened:
+    folder = result_folder(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not (folder / CONFIG_FILE).is_file():
+        loaded = load_model(str(folder), dtype=None, device=device, scores=scores)
         return Opened(str(path), loaded, _language_model(loaded), None, loaded.tokenizer)
-    values = json.loads(config.read_text(encoding="utf-8"))
-    if SCORE not in (values.get("modules_to_save") or ()):
-        raise RunError(f"{path} is an adapter without a score head; train one with objective: {{use: reward}}")
-    loaded = load_model(values["base_model_name_or_path"], dtype=None, device=device, scores=True)
+    base = _adapter_config(folder)["base_model_name_or_path"]
+    loaded = load_model(base, dtype=None, device=device, scores=scores)
     model = _language_model(loaded)
     adapters = Adapters(loaded.module)
     load_adapter(adapters, RESULT, folder)
     adapters.switch(RESULT)
     return Opened(str(path), loaded, model, adapters, load_tokenizer(folder))
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as failure:
+        raise RunError(f"{file} does not name its base model: {failure!r}") from failure
+    return values
 
 
 def _language_model(loaded: LoadedModel) -> LanguageModel:

@@ -12,14 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from truing.core.batch import Batch, Outputs
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 PARTNERS = "aot_partners"
 """Column, float32 [P] or [P, 2]: what stands at the same rank on the other side."""
 
 
-class AOT(PairwiseObjective):
+class AOT(LogRatioObjective):
     """L = mean over ranks k of f(β(u₍ₖ₎ − v₍ₖ₎)): u and v are the margins log(y⁺) − log(y⁻) under π and under π_ref.
 
     Both are sorted over the whole step, so that the policy's margins are to dominate the reference's as distributions.
@@ -30,10 +29,7 @@ class AOT(PairwiseObjective):
     paper: ClassVar[str] = "arXiv:2406.05882, paired"
     purpose: ClassVar[str] = "Comparisons, where answers should be better as a distribution rather than pair by pair."
     avoid: ClassVar[str] = "Avoid small steps: a distribution of a few pairs says little."
-    looks_ahead: ClassVar[bool] = True
 
-    beta: float = Field(default=0.1, gt=0)
-    """Scale of the differences."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """ε, as in cDPO."""
 
@@ -61,11 +57,8 @@ class AOT(PairwiseObjective):
         z, wrong = self.beta * difference, self.label_smoothing
         return -(1 - wrong) * F.logsigmoid(z) - wrong * F.logsigmoid(-z)
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), NOT_THE_START)
+    def start(self) -> float:
+        return math.log(2)
 
 
 class UnpairedAOT(AOT):

@@ -42,8 +42,6 @@ class Objective(Settings, ABC):
     """Whether each answer needs another prompt's answer as an unlabelled second branch of its tree."""
     groups: ClassVar[bool] = False
     """Whether all comparisons of one prompt belong in one step, as one tree."""
-    looks_ahead: ClassVar[bool] = False
-    """Whether something about the whole step has to be known before its gradient; see `look_ahead`."""
 
     @property
     def wants_squares(self) -> bool:
@@ -66,9 +64,14 @@ class Objective(Settings, ABC):
     def look_ahead(self, outputs: Sequence[Outputs], batches: Sequence[Batch]) -> Sequence[Mapping[str, Tensor]]:
         """Return columns for each micro-batch from what the policy, without gradient, says of the whole step.
 
-        Where `only_ahead` names completions, the outputs are theirs.
+        Where `only_ahead` names completions, the outputs are theirs. Overriding this costs a pass without gradient.
         """
-        raise NotImplementedError
+        return [{} for _ in batches]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether something about the whole step has to be known before its gradient."""
+        return type(self).look_ahead is not Objective.look_ahead
 
     def recall(self, memory: Mapping[str, float]) -> Mapping[str, Tensor]:
         """Return columns from what `remember` has kept of earlier steps; `memory` is empty before the first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -11,11 +10,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class DiscoPOP(PairwiseObjective):
+class DiscoPOP(LogRatioObjective):
     """L = (1−m)(−log σ(z)) + m e^(−z), m = σ(z/τ), z = β[(log π/π_ref)(y⁺) − (log π/π_ref)(y⁻)]."""
 
     name: ClassVar[str] = "discopop"
@@ -34,8 +32,5 @@ class DiscoPOP(PairwiseObjective):
         # e^(−z) alone overflows where its weight vanishes.
         return -torch.sigmoid(-turned) * F.logsigmoid(z) + torch.exp(F.logsigmoid(turned) - z)
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, 0.5 * math.log(2) + 0.5, NOT_THE_START)
+    def start(self) -> float:
+        return 0.5 * math.log(2) + 0.5

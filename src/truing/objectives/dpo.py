@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective, chosen_nll
+from truing.objectives.pairwise import LogRatioObjective, Pairs, chosen_nll
 
 
-class DPO(PairwiseObjective):
+class DPO(LogRatioObjective):
     """L = −(1−ε) log σ(z) − ε log σ(−z), z = β[(log π/π_ref)(y⁺) − (log π/π_ref)(y⁻)] (eq. 7; ε > 0 is cDPO)."""
 
     name: ClassVar[str] = "dpo"
@@ -40,10 +38,5 @@ class DPO(PairwiseObjective):
         losses = -(1 - self.label_smoothing) * F.logsigmoid(z) - self.label_smoothing * F.logsigmoid(-z)
         return losses + self.sft_weight * chosen_nll(pairs) if self.sft_weight else losses
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        if self.reference_free or self.sft_weight:
-            return None
-        return expect_start(loss, math.log(2), NOT_THE_START)
+    def start(self) -> float | None:
+        return None if self.reference_free or self.sft_weight else math.log(2)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class NormalisedDPO(PairwiseObjective):
+class NormalisedDPO(LogRatioObjective):
     """L = −log σ(β[(log π/π_ref)(y⁺)/|y⁺| − (log π/π_ref)(y⁻)/|y⁻|])."""
 
     name: ClassVar[str] = "dpo_norm"
@@ -35,5 +33,5 @@ class NormalisedDPO(PairwiseObjective):
             self.beta * pairs.rejected_logratio / pairs.rejected_length,
         )
 
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), NOT_THE_START)
+    def start(self) -> float:
+        return math.log(2)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class EXO(PairwiseObjective):
+class EXO(LogRatioObjective):
     """L = KL(q ‖ p), q = softmax of β log π/π_ref over the pair, p = (1−ε, ε): reverse KL where DPO has forward."""
 
     name: ClassVar[str] = "exo"
@@ -33,9 +31,5 @@ class EXO(PairwiseObjective):
         chosen = log_chosen.exp() * (log_chosen - math.log1p(-self.label_smoothing))
         return chosen + log_rejected.exp() * (log_rejected - math.log(self.label_smoothing))
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        start = -0.5 * math.log(4 * self.label_smoothing * (1 - self.label_smoothing))
-        return expect_start(loss, start, NOT_THE_START)
+    def start(self) -> float:
+        return -0.5 * math.log(4 * self.label_smoothing * (1 - self.label_smoothing))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -11,14 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 LARGEST_EXPONENT = 60.0
 """Beyond this u^−α no longer has a useful float32 gradient."""
 
 
-class FDPO(PairwiseObjective):
+class FDPO(LogRatioObjective):
     """L = −log σ(β[f'(π/π_ref (y⁺)) − f'(π/π_ref (y⁻))]): DPO with f the generator of the divergence to the reference.
 
     f'(u) is log u for the reverse KL (DPO), −1/u for the forward KL, log(2u/(1+u)) for Jensen–Shannon and
@@ -30,8 +28,6 @@ class FDPO(PairwiseObjective):
     purpose: ClassVar[str] = "Comparisons, with another balance of alignment and variety than the reverse KL's."
     avoid: ClassVar[str] = "Avoid the forward KL on long answers: 1/u of a sequence spans too many orders of magnitude."
 
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference."""
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js"
     """Which f."""
     alpha: float = Field(default=0.5, gt=0, le=1)
@@ -53,5 +49,5 @@ class FDPO(PairwiseObjective):
         alpha = 1.0 if self.divergence == "forward_kl" else self.alpha
         return -torch.expm1((-alpha * log_ratio).clamp_max(LARGEST_EXPONENT)) / alpha
 
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), NOT_THE_START)
+    def start(self) -> float:
+        return math.log(2)

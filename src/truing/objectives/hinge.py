@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class Hinge(PairwiseObjective):
+class Hinge(LogRatioObjective):
     """L = max(0, 1 − β[(log π/π_ref)(y⁺) − (log π/π_ref)(y⁻)]): pairs with enough margin pull no more."""
 
     name: ClassVar[str] = "hinge"
@@ -27,8 +25,5 @@ class Hinge(PairwiseObjective):
     def pair_losses(self, pairs: Pairs) -> Tensor:
         return F.relu(1 - self.beta * (pairs.chosen_logratio - pairs.rejected_logratio))
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, 1.0, NOT_THE_START)
+    def start(self) -> float:
+        return 1.0

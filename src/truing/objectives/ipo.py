@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class IPO(PairwiseObjective):
+class IPO(LogRatioObjective):
     """L = (h − 1/(2β))², h the difference of the *per-token* log-ratios of chosen and rejected.
 
     Eq. 17 of the paper sums over tokens; its authors confirm that the log-ratios are averaged over the tokens of each
@@ -37,6 +35,5 @@ class IPO(PairwiseObjective):
             self.beta * pairs.rejected_logratio / pairs.rejected_length,
         )
 
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        target = (1 / (2 * self.beta)) ** 2
-        return expect_start(loss, target, NOT_THE_START)
+    def start(self) -> float:
+        return (1 / (2 * self.beta)) ** 2

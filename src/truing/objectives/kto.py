@@ -34,7 +34,6 @@ class KTO(JudgedObjective):
     purpose: ClassVar[str] = "Answers judged one at a time, as by thumbs up and down; also where one kind is rare."
     avoid: ClassVar[str] = "Avoid when clean comparisons are at hand and complete: dpo uses their direction."
     mismatches: ClassVar[bool] = True
-    looks_ahead: ClassVar[bool] = True
 
     desirable_weight: float | None = Field(default=None, gt=0)
     """λ_D; by default, like `undesirable_weight`, set from the counts so that λ_D n_D / (λ_U n_U) is in [1, 3/2]."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class NCA(PairwiseObjective):
+class NCA(LogRatioObjective):
     """L = −log σ(r⁺) − ½ log σ(−r⁺) − ½ log σ(−r⁻), r = β log π/π_ref: rewards absolute, not only apart."""
 
     name: ClassVar[str] = "nca"
@@ -29,8 +27,5 @@ class NCA(PairwiseObjective):
         chosen, rejected = self.implicit_rewards(pairs)
         return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, 2 * math.log(2), NOT_THE_START)
+    def start(self) -> float:
+        return 2 * math.log(2)

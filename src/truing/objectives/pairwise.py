@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from truing.core.batch import Batch, Outputs, Totals
 from truing.core.reduce import Share, completion_lengths, metric, sum_by_completion
 from truing.core.trees import ExampleKind
-from truing.objectives.base import Objective
+from truing.objectives.base import Objective, expect_start
 
 NOT_THE_START = "the reference is not the policy that this stage starts from"
 """What another first loss means, for a loss that knows its value at log-ratios of zero."""
@@ -100,6 +102,24 @@ class PairwiseObjective(Objective):
                 "logps/rejected": metric(pairs.rejected),
             }
         return Share(loss, metrics)
+
+
+class LogRatioObjective(PairwiseObjective):
+    """A loss on comparisons whose reward is r = β log π/π_ref."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the log-ratio: strength of the pull to the reference."""
+
+    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+    def start(self) -> float | None:
+        """Return the loss at log-ratios of zero, which the first step must have; None where it depends on the data."""
+        return None
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        start = self.start()
+        return None if start is None else expect_start(loss, start, NOT_THE_START)
 
 
 def chosen_nll(pairs: Pairs) -> Tensor:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class RobustDPO(PairwiseObjective):
+class RobustDPO(LogRatioObjective):
     """L = [(1−ε)(−log σ(z)) − ε(−log σ(−z))] / (1−2ε): on average over label flips of rate ε, DPO on clean labels."""
 
     name: ClassVar[str] = "robust"
@@ -22,8 +20,6 @@ class RobustDPO(PairwiseObjective):
     purpose: ClassVar[str] = "Comparisons of which a known share is labelled the wrong way round."
     avoid: ClassVar[str] = "Avoid a guessed rate: too high an ε rewards what the data rejects; cdpo is the mild form."
 
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference, as in DPO."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
     """ε, the share of pairs labelled the wrong way round."""
 
@@ -31,8 +27,5 @@ class RobustDPO(PairwiseObjective):
         z, flipped = self.beta * (pairs.chosen_logratio - pairs.rejected_logratio), self.label_smoothing
         return (-(1 - flipped) * F.logsigmoid(z) + flipped * F.logsigmoid(-z)) / (1 - 2 * flipped)
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), NOT_THE_START)
+    def start(self) -> float:
+        return math.log(2)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.base import expect_start
-from truing.objectives.pairwise import NOT_THE_START, Pairs, PairwiseObjective
+from truing.objectives.pairwise import LogRatioObjective, Pairs
 
 
-class SPPO(PairwiseObjective):
+class SPPO(LogRatioObjective):
     """L = (h⁺ − 1/(2β))² + (h⁻ + 1/(2β))², h = log π/π_ref: each answer towards its own target, not only apart."""
 
     name: ClassVar[str] = "sppo"
@@ -27,8 +25,5 @@ class SPPO(PairwiseObjective):
         target = 1 / (2 * self.beta)
         return (pairs.chosen_logratio - target).square() + (pairs.rejected_logratio + target).square()
 
-    def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, 1 / (2 * self.beta**2), NOT_THE_START)
+    def start(self) -> float:
+        return 1 / (2 * self.beta**2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -38,5 +37,5 @@ class WPO(DPO):
             weight = weight - pairs.log_squares.sum(dim=1)
         return super().pair_losses(pairs) * weight.detach().exp()
 
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+    def start(self) -> None:
         return None
