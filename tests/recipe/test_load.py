@@ -117,3 +117,20 @@ def test_another_objective_does_not_inherit_fields(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.stages[0].objective == {"use": "sft"}
     assert recipe.stages[1].objective == {"use": "dpo", "beta": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("objectiv.beta=1", "--set objectiv.beta=1: 'objectiv' is not a known key"),
+        ("stages.dpo.optm.lr=1", "--set stages.dpo.optm.lr=1: 'optm' is not a known key"),
+        ("stages.dpo.optim.lr=x", "--set stages.dpo.optim.lr=x: 'optim.lr'"),
+    ],
+)
+def test_a_wrong_override_is_named_instead_of_a_line(tmp_path: Path, override: str, complaint: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    stages = "[{objective: {use: sft}, data: {path: a}}, {objective: {use: dpo}, data: {path: b}}]"
+    file.write_text(f"model: m\noptim: {{lr: 1e-5}}\nstages: {stages}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, [override])
+    assert str(caught.value).startswith(complaint)

@@ -26,7 +26,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document = read(path)
     values = copy.deepcopy(document.values)
     for override in overrides:
-        _apply(values, override)
+        document.note_override(_apply(values, override), override)
     return _resolve(document, values, path.resolve().parent)
 
 
@@ -89,7 +89,7 @@ def _locator(document: Document, prefix: Path_) -> Any:
 
     def where(path: Path_) -> str:
         in_stage = (*prefix, *path)
-        if prefix and in_stage not in document.lines and path in document.lines:
+        if prefix and not document.knows(in_stage) and document.knows(path):
             return document.where(path)
         return document.where(in_stage)
 
@@ -156,8 +156,8 @@ def _plain(stage: Stage) -> dict[str, Any]:
     return stage.model_dump(mode="json")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one `a.b=value`; `stages.dpo.optim.lr` reaches a stage by its name or number (from 0)."""
+def _apply(values: dict[str, Any], override: str) -> Path_:
+    """Set one `a.b=value` and return where; `stages.dpo.optim.lr` reaches a stage by its name or number (from 0)."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: write it as key=value, such as --set optim.lr=1e-5")
@@ -165,25 +165,27 @@ def _apply(values: dict[str, Any], override: str) -> None:
     value = value_of(text)
     if path[0] != "stages":
         _refuse_without_effect(values, path, override)
-        _put(values, path, value, override)
-        return
+        _put(values, path, value)
+        return tuple(path)
     if len(path) < 3 or "stages" not in values:
         raise RecipeError(
             f"--set {override}: a stage's key is written stages.NAME.section.key, and the recipe needs stages"
         )
-    _put(_stage_called(values["stages"], path[1], override), path[2:], value, override)
+    index = _stage_called(values["stages"], path[1], override)
+    _put(values["stages"][index], path[2:], value)
+    return ("stages", index, *path[2:])
 
 
-def _stage_called(stages: list[dict[str, Any]], word: str, override: str) -> dict[str, Any]:
+def _stage_called(stages: list[dict[str, Any]], word: str, override: str) -> int:
     names = [str(s.get("name") or (s.get("objective") or {}).get("use", "")) for s in stages]
     if word in names:
-        return stages[names.index(word)]
+        return names.index(word)
     if word.isdigit() and int(word) < len(stages):
-        return stages[int(word)]
+        return int(word)
     raise RecipeError(f"--set {override}: there is no stage '{word}'{suggest(word, names)}")
 
 
-def _put(section: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:
+def _put(section: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
         inner = section.setdefault(part, {})
         if not isinstance(inner, dict):

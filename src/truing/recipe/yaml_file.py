@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,28 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file: its values, and the line of every key (from 1)."""
+    """A parsed file: its values, and the line of every key (from 1) or the `--set` that wrote it."""
 
     file: str
     values: dict[str, Any]
     lines: dict[Path_, int]
+    overrides: dict[Path_, str] = field(default_factory=dict)
+
+    def knows(self, path: Path_) -> bool:
+        """Whether a key was written, in the file or by an override."""
+        return path in self.lines or path in self.overrides
+
+    def note_override(self, path: Path_, text: str) -> None:
+        """Remember that an override wrote this key, and the sections around it that the file has not."""
+        for length in range(1, len(path) + 1):
+            if length == len(path) or path[:length] not in self.lines:
+                self.overrides[path[:length]] = text
 
     def where(self, path: Path_) -> str:
-        """Return `file:line: ` of a key, or of the nearest section around it that the file has."""
+        """Return `file:line: ` or `--set …: ` of a key, or of the nearest section around it that was written."""
         for length in range(len(path), -1, -1):
+            if path[:length] in self.overrides:
+                return f"--set {self.overrides[path[:length]]}: "
             if path[:length] in self.lines:
                 return f"{self.file}:{self.lines[path[:length]]}: "
         return f"{self.file}: "
