@@ -148,6 +148,20 @@ def test_a_run_resumed_in_its_second_pass_ends_with_the_same_bits(
     assert [r["loss"] for r in metrics(tmp_path / "straight")] == [r["loss"] for r in metrics(tmp_path / "cut")]
 
 
+def test_dropout_does_not_trip_the_preflight(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    """DPO goes on from an adapter that drops; the value its first loss must have is that without dropout."""
+    run(recipe_from(values(world, {**LORA, "dropout": 0.1})), tmp_path / "chain", Silent())
+    assert metrics(tmp_path / "chain" / "2-dpo")[0]["loss"] != pytest.approx(math.log(2), abs=1e-9)
+
+
+def test_a_later_stage_beyond_the_context_is_found_at_once(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    recipe = values(world, LORA)
+    recipe["stages"][1]["data"]["max_length"] = 100_000
+    with pytest.raises(TruingError, match=r"stage dpo: data.max_length is 100000"):
+        run(recipe_from(recipe), tmp_path / "chain", Silent())
+    assert not (tmp_path / "chain").exists()
+
+
 def test_the_size_of_a_micro_batch_does_not_change_the_run(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
     for name, size in (("small", 1), ("large", 4096)):
         recipe = recipe_from(values(world, LORA, batch={"examples": 8, "micro_tokens": size}))

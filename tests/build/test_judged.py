@@ -114,3 +114,10 @@ def test_one_class_alone_is_refused_before_training(world: tuple[Path, Path], tm
     with pytest.raises(DataError, match="labelled desirable"):
         run(recipe, tmp_path / "run", Silent())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_small_holdout_keeps_two_prompts(world: tuple[Path, Path], tmp_path: Path) -> None:
+    """With one prompt alone there would be no other prompt's answer to compare with."""
+    data = {"path": str(world[1]), "max_length": 48, "holdout": 0.001}
+    run(recipe_from(values(world, "kto", data=data, optim={"lr": 1e-3, "max_steps": 2})), tmp_path / "run", Silent())
+    assert "eval_kl" in metrics(tmp_path / "run")[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from truing.build.chain import run
 from truing.build.load_result import open_result, open_scorer
+from truing.build.merge import merge_run
 from truing.build.score import calibration_error, wilson
 from truing.cli.main import cli
 from truing.core.errors import InputError, RunError
@@ -90,8 +92,13 @@ def test_a_reward_model_follows_sft_and_loads_elsewhere(
             other = PeftModel.from_pretrained(base, final)
         assert expected.abs().min() > 1e-4
         torch.testing.assert_close(other(TOKENS).logits, expected, atol=1e-5, rtol=0)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="reward model"):
         open_result(output)
+    if adapter != "none":
+        merge_run(output, tmp_path / "merged")
+        merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        with torch.no_grad():
+            torch.testing.assert_close(merged(TOKENS).logits, expected, atol=1e-5, rtol=0)
 
 
 def test_the_policy_after_a_reward_stage_is_that_before_it(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
@@ -100,6 +107,21 @@ def test_the_policy_after_a_reward_stage_is_that_before_it(world: tuple[Path, Wo
     run(recipe_from(recipe(world, stages, LORA)), tmp_path / "chain", Silent())
     assert "1-sft" in (tmp_path / "chain" / "3-dpo" / "recipe.yaml").read_text(encoding="utf-8")
     assert open_result(tmp_path / "chain").adapters is not None
+
+
+def test_a_reward_model_on_another_base_leaves_the_policy_alone(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(world[0], other)
+    short = {"lr": 1e-4, "max_steps": 2}
+    stages = [
+        sft_stage(world[1]),
+        reward_stage(world[1], optim=short, model=str(other)),
+        {**reward_stage(world[1], optim=short), "objective": {"use": "dpo"}},
+    ]
+    run(recipe_from(recipe(world, stages, LORA)), tmp_path / "chain", Silent())
+    config = json.loads((tmp_path / "chain" / "final" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(world[0])
+    assert "1-sft" in (tmp_path / "chain" / "3-dpo" / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_the_micro_batch_changes_nothing(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
@@ -134,7 +156,7 @@ def test_a_language_model_is_no_reward_model(world: tuple[Path, WorldFiles], tmp
     with pytest.raises(RunError, match="no reward model"):
         open_scorer(world[0])
     run(recipe_from(recipe(world, [sft_stage(world[1])], LORA)), tmp_path / "run", Silent())
-    with pytest.raises(RunError, match="without a score head"):
+    with pytest.raises(RunError, match="no score head"):
         open_scorer(tmp_path / "run")
 
 

@@ -17,7 +17,7 @@ ALL = sorted(discover().items())
 everything = pytest.mark.parametrize("objective", [cls() for _, cls in ALL], ids=[name for name, _ in ALL])
 
 
-MEMORY = {"delta": 0.3}
+MEMORY = {"rewards/chosen": 0.5, "rewards/rejected": 0.1}
 """What an objective may remember of earlier steps."""
 
 

@@ -12,6 +12,7 @@ import torch
 from tests.objectives import reference
 from tests.objectives.trees import outputs, random_columns, whole_and_parts
 from truing.core.batch import Batch, Totals
+from truing.core.errors import RecipeError
 from truing.core.reduce import average
 from truing.objectives.apo_down import APODown
 from truing.objectives.apo_zero import APOZero
@@ -27,8 +28,10 @@ from truing.objectives.f_dpo import FDPO
 from truing.objectives.hinge import Hinge
 from truing.objectives.ipo import IPO
 from truing.objectives.ld_dpo import LDDPO
+from truing.objectives.mpo import MPO
 from truing.objectives.nca import NCA
 from truing.objectives.orpo import ORPO
+from truing.objectives.registry import create
 from truing.objectives.robust import RobustDPO
 from truing.objectives.sft import SFT
 from truing.objectives.simpo import SimPO
@@ -61,6 +64,11 @@ CASES: list[tuple[Objective, Callable[[reference.SUM], float]]] = [
     (FDPO(beta=0.3, divergence="alpha", alpha=0.4), lambda p: reference.f_dpo(p, 0.3, lambda u: (1 - u**-0.4) / 0.4)),
     (LDDPO(beta=0.3, ld_alpha=0.3), lambda p: reference.ld_dpo(p, 0.3, 0.3)),
     (WPO(beta=0.3, alignment="none"), lambda p: reference.wpo(p, 0.3)),
+    (
+        WPO(beta=0.3, alignment="none", sft_weight=0.5),
+        lambda p: reference.wpo(p, 0.3) - 0.5 * math.fsum(p[0]) / len(p[0]),
+    ),
+    (MPO(), lambda p: 0.8 * reference.dpo(p, 0.1, sft_weight=1.25) + 0.2 * reference.bco_pair(p, 0.1)),
 ]
 
 
@@ -149,3 +157,21 @@ def test_sft_refuses_a_start_worse_than_guessing_twice() -> None:
     complaint = SFT().start_complaint(math.log(50) * 2.5, {}, 50)
     assert complaint is not None
     assert "guessing" in complaint
+
+
+def test_a_sum_tells_its_terms_apart_by_number() -> None:
+    twice = create({"use": "mpo", "losses": [{"use": "ipo", "beta": 0.1}, {"use": "ipo", "beta": 0.5, "weight": 2.0}]})
+    batch, _ = whole_and_parts(21)
+    policy, _ = random_columns(batch, np.random.default_rng(22))
+    share = twice(outputs(policy), batch.with_columns(ref_logprobs=policy.detach()), Totals.of([batch]))
+    metrics = average([share.metrics])
+    assert metrics["loss/ipo"] == pytest.approx(25.0)
+    assert metrics["loss/ipo_2"] == pytest.approx(1.0)
+    assert share.loss.item() == pytest.approx(27.0)
+    assert twice.start_complaint(27.0, metrics, 50) is None
+
+
+@pytest.mark.parametrize("use", ["reward", "kto", "sft", "aot", "mpo"])
+def test_a_sum_refuses_what_it_cannot_add(use: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{use}' cannot be a term"):
+        create({"use": "mpo", "losses": [{"use": use}]})

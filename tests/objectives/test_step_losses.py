@@ -96,13 +96,14 @@ def test_bco_equals_the_float64_reference_and_remembers_the_mean_reward() -> Non
     objective = BCO(beta=0.3, momentum=0.5)
     batch, policy, ref, parts = judged(4, objective)
     ratios, good = log_ratios(batch, policy, ref), [label == 1 for label in batch.labels.tolist()]
-    for memory in ({}, {"delta": 0.7}):
+    for memory, delta in (({}, 0.0), ({"rewards/chosen": 1.0, "rewards/rejected": 0.4}, 0.7)):
         for batches in ([batch], parts):
             loss, metrics = step_of(objective, told(batches, policy, ref), memory)
-            assert loss.item() == pytest.approx(reference.bco(ratios, good, memory.get("delta", 0.0), 0.3), abs=1e-6)
-    now = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
-    assert objective.remember({}, metrics) == {"delta": pytest.approx(now)}
-    assert objective.remember({"delta": 0.7}, metrics) == {"delta": pytest.approx((0.7 + now) / 2)}
+            assert loss.item() == pytest.approx(reference.bco(ratios, good, delta, 0.3), abs=1e-6)
+    kinds = ("rewards/chosen", "rewards/rejected")
+    assert objective.remember({}, metrics) == {kind: pytest.approx(metrics[kind]) for kind in kinds}
+    one = objective.remember({kinds[0]: 1.0, kinds[1]: 0.4}, {kinds[0]: 2.0})
+    assert one == {kinds[0]: 1.5, kinds[1]: 0.4}, "a step of one kind says nothing of the other"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+from truing.build.environment import positions_of
 from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
 from truing.build.stage import Assembled, assemble, introduce, run_stage
-from truing.core.errors import RunError
+from truing.core.errors import DataError, RunError
 from truing.data.dataset import check_sources
+from truing.data.examples import Judgement
 from truing.models.calibration import Calibration
 from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
@@ -64,14 +66,14 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
     start = last = _first_start(recipe)
     for index, stage in enumerate(recipe.stages):
         folder = directory.path / f"{index + 1}-{stage.name}" if several else directory.path
-        if index > 0 and stage.model is not None:
-            start = Start(stage.model, _adapter_start(recipe, index))
+        own = index > 0 and stage.model is not None
+        here = Start(str(stage.model), _adapter_start(recipe, index)) if own else start
         finished = _finished(folder) if several else None
         if finished is not None:
             last, first = finished, None
             start = start if _scores(stage) else last
             continue
-        ready = first or assemble(stage, start, _calibration_of(folder), reporter)
+        ready = first or assemble(stage, here, _calibration_of(folder), reporter)
         first = None
         introduce(ready, reporter)
         show_first(ready, reporter)
@@ -107,9 +109,20 @@ def _adapter_start(recipe: Recipe, index: int) -> Path | None:
 
 def _check_later_stages(recipe: Recipe) -> None:
     """Find in the first second what would otherwise stop a chain after hours."""
+    model = ""
     for stage in recipe.stages:
+        model = stage.model or model
+        positions = positions_of(model)
+        if positions is not None and stage.data.max_length > positions:
+            raise DataError(
+                f"stage {stage.name}: data.max_length is {stage.data.max_length}, but {model} has positions for "
+                f"{positions} tokens; lower data.max_length"
+            )
         objective = create(stage.objective)
-        check_sources(stage.data, objective.examples, needed_by=objective.name)
+        examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
+        labels = [example.label for example in examples if isinstance(example, Judgement)]
+        if labels:
+            objective.for_labels(labels.count(True), labels.count(False))
 
 
 def _explicit(recipe: Recipe, output: Path) -> Recipe:

@@ -63,6 +63,13 @@ def widths_of(model: str) -> Widths:
     )
 
 
+def positions_of(model: str) -> int | None:
+    """Tokens of context that a model folder's config.json states; None where it states none."""
+    values = _config(model)
+    values = values.get("text_config") or values
+    return next((v for k in ("max_position_embeddings", "n_positions") if isinstance(v := values.get(k), int)), None)
+
+
 def _config(model: str) -> dict[str, Any]:
     config = Path(model) / "config.json"
     values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}

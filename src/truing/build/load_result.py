@@ -44,18 +44,23 @@ def result_folder(path: Path) -> Path:
 
 def open_result(path: Path) -> Opened:
     """Load a run's result, an adapter folder with its base, a model folder or a hub id, in its own precision."""
+    if is_scorer(path):
+        raise RunError(f"{path} is a reward model: it scores answers and writes none; use `truing score`")
     return _open(path, scores=False)
+
+
+def is_scorer(path: Path) -> bool:
+    """Whether a run, adapter or model is a reward model."""
+    folder = result_folder(path)
+    if (folder / CONFIG_FILE).is_file():
+        return SCORE in (_adapter_config(folder).get("modules_to_save") or ())
+    return scores_answers(folder)
 
 
 def open_scorer(path: Path) -> Opened:
     """Load a reward model: a run's result, an adapter folder with its base, or a sequence classifier."""
-    folder = result_folder(path)
-    remedy = "train one with objective: {use: reward}"
-    if not (folder / CONFIG_FILE).is_file():
-        if not scores_answers(folder):
-            raise RunError(f"{path} is no reward model; {remedy}")
-    elif SCORE not in (_adapter_config(folder).get("modules_to_save") or ()):
-        raise RunError(f"{path} is an adapter without a score head; {remedy}")
+    if not is_scorer(path):
+        raise RunError(f"{path} is no reward model: it has no score head; train one with objective: {{use: reward}}")
     return _open(path, scores=True)
 
 

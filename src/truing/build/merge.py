@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from truing.build.load_result import RESULT, open_result
+from truing.build.load_result import RESULT, is_scorer, open_result, open_scorer
 from truing.build.result import save_tokenizer
 from truing.core.errors import AdapterError, RunError
 from truing.models.lora.merge import merge_adapter
@@ -15,7 +15,7 @@ def merge_run(path: Path, output: Path) -> str:
     """Merge in float32, refuse above tolerance, save a plain model folder; return what to tell the user."""
     if output.exists():
         raise RunError(f"{output} exists already; give another --output")
-    opened = open_result(path)
+    opened = open_scorer(path) if is_scorer(path) else open_result(path)
     if opened.adapters is None:
         raise AdapterError(f"{path} has no adapter: its result is a whole model already")
     vocabulary = min(len(opened.tokenizer), opened.model.vocab_size)

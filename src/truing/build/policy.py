@@ -90,7 +90,7 @@ def build_policy(
         reporter.warn(check.sentence)
     model = LanguageModel(loaded.module, sharing=check.sharing)
     torch.manual_seed(stage.seed)
-    adapters, merged = _adapters(stage, start, loaded, (SCORE,) if scores else ())
+    adapters, merged = _adapters(stage, start, loaded, (SCORE,) if scores else (), reporter)
     if stage.precision.gradient_checkpointing:
         model.enable_checkpointing(adapters.checkpoint_contexts if adapters is not None else None)
     if adapters is None:
@@ -112,14 +112,18 @@ def build_policy(
     )
 
 
-def _adapters(stage: Stage, start: Start, loaded: LoadedModel, heads: tuple[str, ...]) -> tuple[Adapters | None, bool]:
+def _adapters(
+    stage: Stage, start: Start, loaded: LoadedModel, heads: tuple[str, ...], reporter: Reporter
+) -> tuple[Adapters | None, bool]:
     """Put the policy adapter in place, and the frozen copy of it where the stage did not begin from the base.
 
     `heads` are modules that it trains whole, whatever the recipe says.
     """
     settings = stage.adapter
     if settings is not None and heads:
-        settings = settings.model_copy(update={"modules_to_save": tuple({*settings.modules_to_save, *heads})})
+        settings = settings.model_copy(
+            update={"modules_to_save": tuple(dict.fromkeys((*settings.modules_to_save, *heads)))}
+        )
     if settings is None:
         if start.adapter is not None:
             _merge_start(loaded, start.adapter)
@@ -131,12 +135,15 @@ def _adapters(stage: Stage, start: Start, loaded: LoadedModel, heads: tuple[str,
     loaded.module.requires_grad_(False)
     adapters = Adapters(loaded.module)
     if start.adapter is None or merge_first:
-        adapters.add(POLICY, settings, seed=stage.seed)
+        summary = adapters.add(POLICY, settings, seed=stage.seed)
     else:
-        load_adapter(adapters, POLICY, start.adapter, training=settings, also_saved=heads)
+        summary = load_adapter(adapters, POLICY, start.adapter, training=settings, also_saved=heads)
         _refuse_other_shape(settings, adapters.settings(POLICY), start.adapter)
-        adapters.copy(POLICY, REFERENCE)
+        if not heads:  # a reward model is compared with nothing
+            adapters.copy(POLICY, REFERENCE)
         adapters.set_trainable(POLICY, True)
+    for note in summary.notes:
+        reporter.say(f"  {note}")
     adapters.switch(POLICY)
     return adapters, merge_first
 

@@ -15,6 +15,7 @@ import torch
 from truing.build.load_result import open_scorer
 from truing.core.batch import Batch
 from truing.core.errors import DataError
+from truing.core.text import harmless
 from truing.core.trees import ExampleKind, Tree
 from truing.data.dataset import load
 from truing.data.formats import detect
@@ -22,6 +23,7 @@ from truing.data.packing import pack
 from truing.data.records import read, rename_columns
 from truing.data.settings import DataSettings
 from truing.models.language_model import LanguageModel
+from truing.recipe.load import load_recipe
 from truing.training.progress import Reporter
 from truing.training.run_directory import replace_file
 
@@ -47,9 +49,15 @@ class Scored:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def score_file(run: Path, settings: DataSettings, output: Path | None, reporter: Reporter) -> list[str]:
-    """Score every answer of the files; write one JSON object an answer; return sentences about them."""
+def score_file(
+    run: Path, files: Sequence[str], max_length: int | None, output: Path | None, reporter: Reporter
+) -> list[str]:
+    """Score every answer of the files; write one JSON object an answer; return sentences about them.
+
+    Rows are cut to `max_length` tokens, or to the length that the run was trained with.
+    """
     opened = open_scorer(run)
+    settings = DataSettings(path=tuple(files), max_length=max_length or _trained_length(run))
     kind = _kind(settings)
     dataset = load(
         settings,
@@ -64,7 +72,7 @@ def score_file(run: Path, settings: DataSettings, output: Path | None, reporter:
     if output is not None:
         lines = "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in scored)
         replace_file(output, lines)
-    return summary(scored)
+    return [*(f"  {harmless(line)}" for line in dataset.report.lines()), *summary(scored)]
 
 
 def score_trees(model: LanguageModel, trees: Sequence[Tree], reporter: Reporter) -> Iterator[Scored]:
@@ -151,6 +159,13 @@ def _role(tree: Tree, index: int) -> str:
     if not tree.pairs:
         return "completion"
     return "chosen" if index == tree.pairs[0][0] else "rejected"
+
+
+def _trained_length(run: Path) -> int:
+    recipe = run / "recipe.yaml"
+    if recipe.is_file():
+        return load_recipe(recipe).stages[-1].data.max_length
+    return int(DataSettings.model_fields["max_length"].default)
 
 
 def _kind(settings: DataSettings) -> ExampleKind:

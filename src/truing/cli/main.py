@@ -107,15 +107,13 @@ def merge(run: Path, output: Path | None) -> None:
 @click.argument("run", type=FOLDER)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Write every score here, one JSON object a line.")
-@click.option("--max-length", type=click.IntRange(min=1), default=1024, show_default=True, help="Tokens of a row.")
-def score(run: Path, files: tuple[Path, ...], output: Path | None, max_length: int) -> None:
+@click.option("--max-length", type=click.IntRange(min=1), help="Tokens of a row; by default what RUN was trained with.")
+def score(run: Path, files: tuple[Path, ...], output: Path | None, max_length: int | None) -> None:
     """Score the answers in FILES with the reward model of RUN; for comparisons, say how often it agrees."""
     from truing.build.score import score_file
-    from truing.data.settings import DataSettings
     from truing.training.progress import reporter
 
-    settings = DataSettings(path=[str(file) for file in files], max_length=max_length)
-    for line in score_file(run, settings, output, reporter()):
+    for line in score_file(run, [str(file) for file in files], max_length, output, reporter()):
         click.echo(line)
 
 

@@ -89,7 +89,7 @@ def load(
         prompts |= {example.origin: example for example in other.examples if isinstance(example, Prompt)}
         report = replace(report, evaluation=evaluation)
         return Dataset(finished(trees), finished(held_out), report, template, prompts)
-    out = held_out_keys(keys, settings.holdout)
+    out = held_out_keys(keys, settings.holdout, least=2 if mismatches else 1)
     train = tuple(tree for tree, key in zip(trees, keys, strict=True) if key not in out)
     held_out = tuple(tree for tree, key in zip(trees, keys, strict=True) if key in out)
     return Dataset(finished(train), finished(held_out), replace(report, held_out=len(held_out)), template, prompts)
@@ -122,26 +122,33 @@ def read_rows(settings: DataSettings, kind: ExampleKind, *, needed_by: str = "th
     return Rows(tuple(examples), tuple(files), faults.by_reason(), tuple(notes))
 
 
-def check_sources(settings: DataSettings, kind: ExampleKind, *, needed_by: str = "the objective") -> None:
-    """Read a stage's files for their faults alone: a chain finds them before its first stage, not after it."""
-    read_rows(settings, kind, needed_by=needed_by)
+def check_sources(
+    settings: DataSettings, kind: ExampleKind, *, needed_by: str = "the objective"
+) -> tuple[Example, ...]:
+    """Read a stage's files for their faults: a chain finds them before its first stage, not after it."""
+    rows = read_rows(settings, kind, needed_by=needed_by)
     if settings.eval_path is not None:
         other = settings.model_copy(update={"path": settings.eval_path, "eval_path": None, "limit": None})
         read_rows(other, kind, needed_by=needed_by)
+    return rows.examples
 
 
-def held_out_keys(keys: Sequence[str], fraction: float) -> frozenset[str]:
+def held_out_keys(keys: Sequence[str], fraction: float, least: int = 1) -> frozenset[str]:
     """Choose the prompts to hold out by their hashes, so that a row never changes sides when others are added.
 
-    At least one prompt is held out where `fraction` is above 0, and never all.
+    At least `least` prompts are held out where `fraction` is above 0, and at least as many are kept.
     """
     prompts = sorted(set(keys))
     if fraction <= 0:
         return frozenset()
     if len(prompts) < 2:
         raise DataError(f"data.holdout is {fraction}, but all rows have one prompt, which cannot be on both sides")
-    below = [key for key in prompts if int(key[:16], 16) < fraction * 2**64]
-    return frozenset(below[: len(prompts) - 1] or prompts[:1])
+    if len(prompts) < 2 * least:
+        raise DataError(
+            f"data.holdout is {fraction}, but {least} prompts are needed on either side and there are {len(prompts)}"
+        )
+    below = sum(int(key[:16], 16) < fraction * 2**64 for key in prompts)
+    return frozenset(prompts[: min(max(below, least), len(prompts) - least)])
 
 
 def _encode(

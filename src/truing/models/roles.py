@@ -15,6 +15,11 @@ from truing.models.lora.adapters import Adapters
 class Role(Protocol):
     """Something that computes log-probs of a batch's targets."""
 
+    @property
+    def noisy(self) -> bool:
+        """Whether outputs with gradient differ from those without, as under dropout."""
+        ...
+
     def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         """Return log-probs of the target tokens, float32 [K]."""
         ...
@@ -25,6 +30,10 @@ class FullModel:
     """A role that is a whole model of its own."""
 
     model: LanguageModel
+
+    @property
+    def noisy(self) -> bool:
+        return False
 
     def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         return self.model.outputs(batch, entropy=entropy, squares=squares)
@@ -39,6 +48,10 @@ class AdapterOverBase:
     adapter: str | None
     drops: bool = False
     """Whether the adapter has dropout, which acts only where a gradient is wanted."""
+
+    @property
+    def noisy(self) -> bool:
+        return self.drops
 
     def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         if self.drops:

@@ -19,11 +19,14 @@ from truing.objectives.pairwise import NOT_THE_START
 SHIFT = "reward_shift"
 """Column of one number, δ."""
 
+KINDS = ("rewards/chosen", "rewards/rejected")
+"""Metrics whose running means are remembered."""
+
 
 class BCO(JudgedObjective):
     """L = −log σ(r − δ) for a desirable answer and −log σ(δ − r) for an undesirable one, r = β log π/π_ref.
 
-    δ is the running mean of the rewards of both kinds over the steps before, each kind counting half (eq. 9).
+    δ is half the sum of the running means of both kinds' rewards over the steps before (eq. 9).
     """
 
     name: ClassVar[str] = "bco"
@@ -32,21 +35,23 @@ class BCO(JudgedObjective):
     avoid: ClassVar[str] = "Avoid when good and bad answers have different kinds of prompts: it learns the prompts."
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the old δ in the new one."""
+    """Share of the old mean in the new one, for either kind."""
 
     def for_labels(self, desirable: int, undesirable: int) -> Self:
         refuse_one_class(self.name, desirable, undesirable)
         return self
 
     def recall(self, memory: Mapping[str, float]) -> Mapping[str, Tensor]:
-        return {SHIFT: torch.tensor([memory.get("delta", 0.0)], dtype=torch.float32)}
+        known = [memory[kind] for kind in KINDS if kind in memory]
+        return {SHIFT: torch.tensor([sum(known) / max(len(known), 1)], dtype=torch.float32)}
 
     def remember(self, memory: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-        rewards = [metrics[name] for name in ("rewards/chosen", "rewards/rejected") if name in metrics]
-        if not rewards:
-            return dict(memory)
-        now = sum(rewards) / len(rewards)
-        return {"delta": self.momentum * memory["delta"] + (1 - self.momentum) * now if "delta" in memory else now}
+        kept = dict(memory)
+        for kind in KINDS:
+            if kind in metrics:  # a step may have one kind only
+                old = kept.get(kind, metrics[kind])
+                kept[kind] = self.momentum * old + (1 - self.momentum) * metrics[kind]
+        return kept
 
     def losses(self, judged: Judged, batch: Batch) -> Tensor:
         over = self.beta * judged.logratios - batch.column(SHIFT)

@@ -34,9 +34,13 @@ class DPO(LogRatioObjective):
         return () if self.reference_free else ("ref_logprobs",)
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        z = self.beta * (pairs.chosen_logratio - pairs.rejected_logratio)
-        losses = -(1 - self.label_smoothing) * F.logsigmoid(z) - self.label_smoothing * F.logsigmoid(-z)
+        losses = self.preference_losses(pairs)
         return losses + self.sft_weight * chosen_nll(pairs) if self.sft_weight else losses
+
+    def preference_losses(self, pairs: Pairs) -> Tensor:
+        """Return the loss of each pair without the NLL of its chosen answer, float32 [P]."""
+        z = self.beta * (pairs.chosen_logratio - pairs.rejected_logratio)
+        return -(1 - self.label_smoothing) * F.logsigmoid(z) - self.label_smoothing * F.logsigmoid(-z)
 
     def start(self) -> float | None:
         return None if self.reference_free or self.sft_weight else math.log(2)

@@ -62,6 +62,7 @@ class MPO(Objective):
     """Losses with their weights and fields, such as `[{use: dpo, weight: 0.8}, {use: simpo, weight: 0.2}]`."""
 
     _parts: tuple[Objective, ...] = PrivateAttr(default=())
+    _keys: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _create(self) -> Self:
@@ -69,9 +70,12 @@ class MPO(Objective):
 
         parts = tuple(create(term.spec) for term in self.losses)
         for part in parts:
-            if part.examples != self.examples or part.looks_ahead or isinstance(part, MPO):
+            if (part.examples, part.reads) != (self.examples, self.reads) or part.looks_ahead or isinstance(part, MPO):
                 raise RecipeError(f"objective mpo: '{part.name}' cannot be a term; take losses on single comparisons")
         self._parts = parts
+        names = [part.name for part in parts]
+        repeats = [names[:place].count(name) for place, name in enumerate(names)]
+        self._keys = tuple(f"loss/{name}" + (f"_{n + 1}" if n else "") for name, n in zip(names, repeats, strict=True))
         return self
 
     @property
@@ -86,13 +90,14 @@ class MPO(Objective):
         shares = [part(outputs, batch, totals) for part in self._parts]
         weighed = [term.weight * share.loss for term, share in zip(self.losses, shares, strict=True)]
         metrics = dict(shares[0].metrics)
-        for part, share in zip(self._parts, shares, strict=True):
+        for key, share in zip(self._keys, shares, strict=True):
             # A share is already divided by the step's pairs: times them it is a sum over this batch's.
-            metrics[f"loss/{part.name}"] = Metric(share.loss.detach() * totals.pairs, float(batch.num_pairs))
+            metrics[key] = Metric(share.loss.detach() * totals.pairs, float(batch.num_pairs))
         return Share(_sum(weighed), metrics)
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        found = (part.start_complaint(metrics[f"loss/{part.name}"], metrics, vocab_size) for part in self._parts)
+        parts = zip(self._parts, self._keys, strict=True)
+        found = (part.start_complaint(metrics[key], metrics, vocab_size) for part, key in parts)
         return next((complaint for complaint in found if complaint is not None), None)
 
 

@@ -29,13 +29,13 @@ class WPO(DPO):
     def wants_squares(self) -> bool:
         return self.alignment == "sampled"
 
-    def pair_losses(self, pairs: Pairs) -> Tensor:
+    def preference_losses(self, pairs: Pairs) -> Tensor:
         weight = pairs.chosen / pairs.chosen_length + pairs.rejected / pairs.rejected_length
         if self.alignment == "sampled":
             if pairs.log_squares is None:
                 raise InputError("objective wpo needs the outputs' log_squares")
             weight = weight - pairs.log_squares.sum(dim=1)
-        return super().pair_losses(pairs) * weight.detach().exp()
+        return super().preference_losses(pairs) * weight.detach().exp()
 
     def start(self) -> None:
         return None

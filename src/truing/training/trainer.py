@@ -143,7 +143,7 @@ class Trainer:
         norm = self.optimizer.clip()
         finite = math.isfinite(loss) and math.isfinite(norm)
         if step.index == 0:
-            self._preflight(loss, norm, metrics)
+            self._preflight(step, loss, norm, metrics)
         factor = rate_factor(step.index, total, self.plan.optim)
         if finite:
             self.optimizer.step(factor)
@@ -179,7 +179,7 @@ class Trainer:
         metrics = average(parts)
         return float(loss), {**metrics, **self.objective.derived(metrics)}
 
-    def _preflight(self, loss: float, norm: float, metrics: Mapping[str, float]) -> None:
+    def _preflight(self, step: PreparedStep, loss: float, norm: float, metrics: Mapping[str, float]) -> None:
         """Refuse to make the first update when something known to be true is not."""
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise PreflightFailed(
@@ -187,6 +187,10 @@ class Trainer:
             )
         if norm == 0.0:
             raise PreflightFailed("preflight: the first gradient is zero everywhere; the run would learn nothing")
+        if self.policy.noisy:  # what is known of the first loss is known of it without dropout
+            found = evaluate(self.policy, self.objective, step.batches, lambda batch: batch, self.progressed.memory)
+            metrics = {name.removeprefix("eval_"): value for name, value in found.items()}
+            loss = metrics["loss"]
         complaint = self.objective.start_complaint(loss, metrics, self.plan.vocab_size)
         if complaint:
             raise PreflightFailed(f"preflight: {complaint}")
