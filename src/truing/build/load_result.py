@@ -59,6 +59,8 @@ def is_scorer(path: Path) -> bool:
 
 def open_scorer(path: Path) -> Opened:
     """Load a reward model: a run's result, an adapter folder with its base, or a sequence classifier."""
+    if not path.exists():
+        raise RunError(f"there is no run or model folder {path}")
     if not is_scorer(path):
         raise RunError(f"{path} is no reward model: it has no score head; train one with objective: {{use: reward}}")
     return _open(path, scores=True)
