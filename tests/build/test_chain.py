@@ -162,6 +162,43 @@ def test_a_later_stage_beyond_the_context_is_found_at_once(world: tuple[Path, Wo
     assert not (tmp_path / "chain").exists()
 
 
+@pytest.mark.parametrize("chain", [True, False], ids=["from an adapter", "from the base"])
+def test_a_reference_that_moves_is_the_policy_each_time_and_survives_a_cut(
+    world: tuple[Path, WorldFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: bool
+) -> None:
+    recipe = values(world, LORA, checkpoint={"every": 4})
+    moving = {**recipe["stages"][1], "objective": {"use": "tr_dpo", "every": 3}, "optim": {"lr": 1e-3, "max_steps": 8}}
+    recipe["stages"] = [recipe["stages"][0], moving] if chain else [moving]
+    straight = run(recipe_from(recipe), tmp_path / "straight", Silent())
+    place = "2-tr_dpo" if chain else "."
+    losses = [row["loss"] for row in metrics(tmp_path / "straight" / place)]
+    fresh = [n for n, loss in enumerate(losses) if loss == pytest.approx(math.log(2), abs=1e-6)]
+    assert fresh == [0, 3, 6], "after every third step policy and reference are one again"
+    real = Trainer._update
+
+    def dies(self: Trainer, step: Any, total: int) -> Any:
+        if self.objective.name == "tr_dpo" and step.index == 5:
+            raise KeyboardInterrupt
+        return real(self, step, total)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_from(recipe), tmp_path / "cut", Silent())
+    monkeypatch.setattr(Trainer, "_update", real)
+    resumed = resume(tmp_path / "cut", Silent())
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert losses == [row["loss"] for row in metrics(tmp_path / "cut" / place)]
+
+
+def test_a_reference_cannot_move_without_an_adapter(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    recipe = values(world, "none")
+    recipe["stages"][1]["objective"] = {"use": "tr_dpo"}
+    recipe["stages"] = recipe["stages"][1:]
+    with pytest.raises(TruingError, match="takes an adapter"):
+        run(recipe_from(recipe), tmp_path / "run", Silent())
+
+
 def test_the_size_of_a_micro_batch_does_not_change_the_run(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
     for name, size in (("small", 1), ("large", 4096)):
         recipe = recipe_from(values(world, LORA, batch={"examples": 8, "micro_tokens": size}))

@@ -112,17 +112,17 @@ def _check_later_stages(recipe: Recipe) -> None:
     model = ""
     for stage in recipe.stages:
         model = stage.model or model
+        objective = create(stage.objective)
+        examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
+        labels = [example.label for example in examples if isinstance(example, Judgement)]
+        if labels:
+            objective.for_labels(labels.count(True), labels.count(False))
         positions = positions_of(model)
         if positions is not None and stage.data.max_length > positions:
             raise DataError(
                 f"stage {stage.name}: data.max_length is {stage.data.max_length}, but {model} has positions for "
                 f"{positions} tokens; lower data.max_length"
             )
-        objective = create(stage.objective)
-        examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
-        labels = [example.label for example in examples if isinstance(example, Judgement)]
-        if labels:
-            objective.for_labels(labels.count(True), labels.count(False))
 
 
 def _explicit(recipe: Recipe, output: Path) -> Recipe:

@@ -71,11 +71,18 @@ class BuiltPolicy:
 
 
 def build_policy(
-    stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter, *, scores: bool = False
+    stage: Stage,
+    start: Start,
+    calibration: Calibration | None,
+    reporter: Reporter,
+    *,
+    scores: bool = False,
+    moving: bool = False,
 ) -> BuiltPolicy:
     """Load the stage's model on its device, in its precision, with its adapter in place.
 
-    With `scores` it is a reward model, and its head is trained beside the adapter.
+    With `scores` it is a reward model, and its head is trained beside the adapter. With `moving` the reference is an
+    adapter even where the stage begins from the base, so that it can follow the policy.
     `calibration` is that of the interrupted run when one is resumed, so that numbers come out the same.
     """
     device = choose_device(stage.device)
@@ -96,6 +103,8 @@ def build_policy(
     if adapters is None:
         role: Role = FullModel(model)
         return BuiltPolicy(start, loaded, model, None, role, role, check, calibration, device, dtype, merged)
+    if moving and REFERENCE not in adapters.names:
+        adapters.copy(POLICY, REFERENCE)
     frozen = REFERENCE if REFERENCE in adapters.names else None
     return BuiltPolicy(
         start,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from truing.build.environment import describe
-from truing.build.policy import BuiltPolicy, Start, build_policy
+from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
 from truing.build.samples import Sampler
 from truing.core.batch import Batch
@@ -26,6 +26,7 @@ from truing.objectives.registry import create
 from truing.recipe.load import dump
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
+from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter
 from truing.training.reference import LogprobStore, ReferenceLogprobs
@@ -69,7 +70,12 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     if objective.examples == "prompt":
         raise RecipeError(f"objective {objective.name} learns from rollouts, which this recipe has no section for")
     optim = _rates(stage, objective, reporter)
-    built = build_policy(stage, start, calibration, reporter, scores=objective.reads == "scores")
+    moving = objective.reference_every is not None
+    if moving and stage.adapter is None:
+        raise RecipeError(
+            f"objective {objective.name} moves its reference, which takes an adapter: adapter: {{use: lora}}"
+        )
+    built = build_policy(stage, start, calibration, reporter, scores=objective.reads == "scores", moving=moving)
     stage = stage.model_copy(update={"batch": _batch(stage.batch, built.device)})
     if built.model.max_positions is not None and stage.data.max_length > built.model.max_positions:
         raise DataError(
@@ -197,6 +203,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         run=run,
         reporter=reporter,
         held_out=HeldOut(held_out, annotate),
+        moving=_moving(ready),
         before_checkpoint=annotate.save if isinstance(annotate, ReferenceLogprobs) else None,
         sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
     )
@@ -224,6 +231,8 @@ def _annotator(
             "reference.precompute_ref_log_probs: false needs the reference beside the policy, which full weights would "
             "have to keep as a second model; leave it out, or train with an adapter"
         )
+    if ready.objective.reference_every is not None:
+        return ReferenceLogprobs(ready.built.reference, None)  # nothing to keep: the next pass has another reference
     if not ahead and not repeated and settings.cache is None:
         return ReferenceLogprobs(ready.built.reference, None)
     folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
@@ -244,6 +253,13 @@ def _annotator(
     reference.precompute([*held_out, *bare.first_pass()], advance)
     reporter.end()
     return reference
+
+
+def _moving(ready: Assembled) -> MovingReference | None:
+    every, adapters = ready.objective.reference_every, ready.built.adapters
+    if every is None or adapters is None:
+        return None
+    return MovingReference(adapters, POLICY, REFERENCE, every)
 
 
 def _write_facts(recipe: Recipe, ready: Assembled, run: RunDirectory, trained: int) -> None:

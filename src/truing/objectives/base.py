@@ -57,6 +57,11 @@ class Objective(Settings, ABC):
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         """Return this micro-batch's share of the step's loss, divided by counts of `totals` only."""
 
+    @property
+    def reference_every(self) -> int | None:
+        """Steps after which the reference becomes the policy of that moment; None: it stays as the stage began."""
+        return None
+
     def only_ahead(self, batch: Batch) -> Sequence[bool] | None:
         """Say which completions, of C, serve `look_ahead` alone; None: all serve both passes."""
         return None

@@ -16,10 +16,11 @@ from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed
 from truing.core.reduce import average
 from truing.models.roles import Role
 from truing.objectives.base import Objective
-from truing.training import checkpoint
+from truing.training import checkpoint, moving_reference
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
 from truing.training.foresight import foresee
+from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.run_directory import RunDirectory
@@ -91,6 +92,8 @@ class Trainer:
     held_out: HeldOut = field(default_factory=HeldOut)
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
+    moving: MovingReference | None = None
+    """The reference, where it does not stay as the stage began."""
     before_checkpoint: Callable[[], None] | None = None
     """Writes what a resumed run will need besides the checkpoint."""
     progressed: Progressed = field(default_factory=Progressed)
@@ -101,7 +104,10 @@ class Trainer:
 
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
-        self.optimizer.load_state({k: v for k, v in saved.tensors.items() if not k.startswith("random.")})
+        others = ("random.", moving_reference.PREFIX)
+        self.optimizer.load_state({k: v for k, v in saved.tensors.items() if not k.startswith(others)})
+        if self.moving is not None:
+            self.moving.load_state(saved.tensors)
         self.progressed = Progressed(**saved.values["progressed"])
         for name in ("metrics.jsonl", "samples.jsonl"):
             self.run.truncate_lines(name, saved.step)
@@ -149,6 +155,8 @@ class Trainer:
             self.optimizer.step(factor)
             self.progressed.memory = self.objective.remember(self.progressed.memory, metrics)
         self._count(step, finite)
+        if self.moving is not None:
+            self.moving.after(self.progressed.step)
         peak = self.plan.optim.lr or 0.0
         return {
             "step": self.progressed.step,
@@ -216,7 +224,7 @@ class Trainer:
         tensors, values = checkpoint.random_states()
         state = Checkpoint(
             self.progressed.step,
-            {**self.optimizer.state(), **tensors},
+            {**self.optimizer.state(), **tensors, **(self.moving.state() if self.moving is not None else {})},
             {"progressed": self.progressed.as_json(), "random": values},
         )
         checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)

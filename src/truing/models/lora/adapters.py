@@ -106,6 +106,13 @@ class Adapters:
         self._settings[name] = self._settings[source]
         self.set_trainable(name, False)
 
+    @torch.no_grad()
+    def overwrite(self, source: str, name: str) -> None:
+        """Give an adapter the numbers that another of the same shape has now."""
+        numbers = self.parameters(source)
+        for key, parameter in self.parameters(name).items():
+            parameter.copy_(numbers[key])
+
     def switch(self, name: str | None) -> None:
         """Make an adapter the active one, or None for the base alone; its saved modules come and go with it."""
         if name is not None:
