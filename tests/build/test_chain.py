@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -13,17 +12,16 @@ import torch
 import yaml
 from click.testing import CliRunner
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from truing.build.chain import resume, run
+from tests.build.runs import assert_a_cut_changes_nothing, metrics
+from truing.build.chain import run
 from truing.build.load_result import open_result
 from truing.build.merge import merge_run
 from truing.cli.main import cli
 from truing.core.errors import PreflightFailed, TruingError
 from truing.recipe.load import load_recipe, recipe_from
 from truing.training.progress import Silent
-from truing.training.trainer import Trainer
 from truing.world.base_model import write_base_model
 from truing.world.records import WorldFiles, WorldSettings, write_world
 
@@ -63,10 +61,6 @@ def values(world: tuple[Path, WorldFiles], adapter: Any, **top: Any) -> dict[str
     }
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 LORA = {"use": "lora", "rank": 4}
 
 
@@ -101,26 +95,8 @@ def test_a_chain_trains_and_its_result_loads_elsewhere(
 def test_a_resumed_run_ends_with_the_same_bits(
     world: tuple[Path, WorldFiles], tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = run(recipe_from(values(world, adapter)), tmp_path / "straight", Silent())
-    real = Trainer._update
-
-    def dies(self: Trainer, step: Any, total: int) -> Any:
-        if self.objective.name == "dpo" and step.index == 3:
-            raise KeyboardInterrupt
-        return real(self, step, total)
-
-    monkeypatch.setattr(Trainer, "_update", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe_from(values(world, adapter)), tmp_path / "cut", Silent())
-    monkeypatch.setattr(Trainer, "_update", real)
-    assert len(metrics(tmp_path / "cut" / "2-dpo")) == 3
-    resumed = resume(tmp_path / "cut", Silent())
-    name = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"
-    first, second = load_file(straight / name), load_file(resumed / name)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    losses = [[row["loss"] for row in metrics(tmp_path / run_name / "2-dpo")] for run_name in ("straight", "cut")]
-    assert losses[0] == losses[1]
+    recipe = values(world, adapter)
+    assert_a_cut_changes_nothing(recipe, tmp_path, monkeypatch, objective="dpo", step=3, stage="2-dpo")
 
 
 def test_a_run_resumed_in_its_second_pass_ends_with_the_same_bits(
@@ -129,23 +105,8 @@ def test_a_run_resumed_in_its_second_pass_ends_with_the_same_bits(
     """By then the reference's log-probs are kept ones; they are those of the first pass, whoever asks again."""
     recipe = values(world, LORA, checkpoint={"every": 4})
     recipe["stages"] = [{**recipe["stages"][1], "optim": {"lr": 1e-3, "max_steps": 14}}]
-    straight = run(recipe_from(recipe), tmp_path / "straight", Silent())
-    real = Trainer._update
-
-    def dies(self: Trainer, step: Any, total: int) -> Any:
-        if step.index == 10:
-            raise KeyboardInterrupt
-        return real(self, step, total)
-
-    monkeypatch.setattr(Trainer, "_update", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe_from(recipe), tmp_path / "cut", Silent())
-    monkeypatch.setattr(Trainer, "_update", real)
+    assert_a_cut_changes_nothing(recipe, tmp_path, monkeypatch, objective="dpo", step=10, stage=".")
     assert list((tmp_path / "cut" / "reference").glob("*.safetensors"))
-    resumed = resume(tmp_path / "cut", Silent())
-    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert [r["loss"] for r in metrics(tmp_path / "straight")] == [r["loss"] for r in metrics(tmp_path / "cut")]
 
 
 def test_dropout_does_not_trip_the_preflight(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
@@ -169,26 +130,11 @@ def test_a_reference_that_moves_is_the_policy_each_time_and_survives_a_cut(
     recipe = values(world, LORA, checkpoint={"every": 4})
     moving = {**recipe["stages"][1], "objective": {"use": "tr_dpo", "every": 3}, "optim": {"lr": 1e-3, "max_steps": 8}}
     recipe["stages"] = [recipe["stages"][0], moving] if chain else [moving]
-    straight = run(recipe_from(recipe), tmp_path / "straight", Silent())
-    place = "2-tr_dpo" if chain else "."
-    losses = [row["loss"] for row in metrics(tmp_path / "straight" / place)]
+    stage = "2-tr_dpo" if chain else "."
+    straight = assert_a_cut_changes_nothing(recipe, tmp_path, monkeypatch, objective="tr_dpo", step=5, stage=stage)
+    losses = [row["loss"] for row in metrics(straight / stage)]
     fresh = [n for n, loss in enumerate(losses) if loss == pytest.approx(math.log(2), abs=1e-6)]
     assert fresh == [0, 3, 6], "after every third step policy and reference are one again"
-    real = Trainer._update
-
-    def dies(self: Trainer, step: Any, total: int) -> Any:
-        if self.objective.name == "tr_dpo" and step.index == 5:
-            raise KeyboardInterrupt
-        return real(self, step, total)
-
-    monkeypatch.setattr(Trainer, "_update", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe_from(recipe), tmp_path / "cut", Silent())
-    monkeypatch.setattr(Trainer, "_update", real)
-    resumed = resume(tmp_path / "cut", Silent())
-    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert losses == [row["loss"] for row in metrics(tmp_path / "cut" / place)]
 
 
 def test_a_reference_cannot_move_without_an_adapter(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:

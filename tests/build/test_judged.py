@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from truing.build.chain import resume, run
+from tests.build.runs import assert_a_cut_changes_nothing, metrics
+from truing.build.chain import run
 from truing.core.errors import DataError
 from truing.recipe.load import recipe_from
 from truing.training.progress import Silent
-from truing.training.trainer import Trainer
 from truing.world.base_model import write_base_model
 from truing.world.records import WorldSettings, write_world
 
@@ -53,10 +51,6 @@ def values(world: tuple[Path, Path], use: str, adapter: Any = LORA, **top: Any) 
     }
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.mark.parametrize("adapter", [LORA, "none"], ids=["lora", "full"])
 @pytest.mark.parametrize("use", ["kto", "bco"])
 def test_judged_answers_train_alike_in_any_micro_batch(
@@ -88,22 +82,7 @@ def test_judged_answers_train_alike_in_any_micro_batch(
 def test_a_resumed_run_ends_with_the_same_bits(
     world: tuple[Path, Path], tmp_path: Path, use: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = run(recipe_from(values(world, use)), tmp_path / "straight", Silent())
-    real = Trainer._update
-
-    def dies(self: Trainer, step: Any, total: int) -> Any:
-        if step.index == 3:
-            raise KeyboardInterrupt
-        return real(self, step, total)
-
-    monkeypatch.setattr(Trainer, "_update", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe_from(values(world, use)), tmp_path / "cut", Silent())
-    monkeypatch.setattr(Trainer, "_update", real)
-    resumed = resume(tmp_path / "cut", Silent())
-    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert [r["loss"] for r in metrics(tmp_path / "straight")] == [r["loss"] for r in metrics(tmp_path / "cut")]
+    assert_a_cut_changes_nothing(values(world, use), tmp_path, monkeypatch, objective=use, step=3, stage=".")
 
 
 def test_one_class_alone_is_refused_before_training(world: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from tests.build.runs import metrics
 from truing.build.chain import run
 from truing.build.load_result import open_result, open_scorer
 from truing.build.merge import merge_run
@@ -57,10 +58,6 @@ def recipe(world: tuple[Path, WorldFiles], stages: list[dict[str, Any]], adapter
         "stages": stages,
         **top,
     }
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def sft_stage(files: WorldFiles) -> dict[str, Any]:

@@ -58,11 +58,6 @@ class Assembled:
     def lora(self) -> bool:
         return self.built.adapters is not None
 
-    def first_batch(self) -> Batch:
-        """The first micro-batch of the run, without columns."""
-        step = next(iter(self.plan.steps()))
-        return self.built.model.collate([self.dataset.train[row] for row in step.micro_batches[0]])
-
 
 def assemble(stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter) -> Assembled:
     """Check and load everything that a stage needs."""
@@ -94,8 +89,8 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         groups=objective.groups,
     )
     reporter.end()
-    labels = [tree.completions[0].label for tree in dataset.train]
     if objective.examples == "judgement":
+        labels = [tree.completions[0].label for tree in dataset.train]
         objective = objective.for_labels(labels.count(True), labels.count(False))
     plan = _plan(stage, built, dataset.train, optim)
     return Assembled(stage, objective, built, dataset, plan, plan.count(), optim)
