@@ -1,26 +1,25 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from families import VOCAB, make
 from transformers import GenerationConfig
 
 from truing.core.errors import InputError
+from truing.core.trees import Completion, Tree
+from truing.models.decoding import Choice, write
 from truing.models.language_model import LanguageModel
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.settings import AdapterSettings
-from truing.models.sampling import generate
+from truing.models.sampling import sample
 
 PROMPTS = [[5, 9, 33, 12, 7, 21, 40], [8], [11, 3, 50]]
 
 
-class NoPad:
-    pad_token_id = None
-
-
-def run(model: LanguageModel, prompts=PROMPTS, **changes) -> list[list[int]]:
+def run(model: LanguageModel, prompts=PROMPTS, temperature: float = 0.0, **changes) -> list[list[int]]:
     arguments = {"max_new_tokens": 12, "seed": 0, "end_tokens": frozenset({2}), **changes}
-    return generate(model, NoPad(), prompts, **arguments)
+    return [rows[0].tokens.tolist() for rows in sample(model, prompts, choice=Choice(temperature), **arguments)]
 
 
 def greedy(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
@@ -65,8 +64,8 @@ def test_samples_come_from_the_whole_distribution_whatever_the_checkpoint_says()
     model = LanguageModel(module)
     with torch.no_grad(), model.stock_attention():
         expected = torch.softmax(module(input_ids=torch.tensor([[8]])).logits[0, -1] / 1.5, -1)
-    draws = generate(model, NoPad(), [[8]] * 4000, max_new_tokens=1, temperature=1.5, seed=0, end_tokens=frozenset())
-    counts = torch.bincount(torch.tensor(draws)[:, 0], minlength=VOCAB) / 4000
+    draws = sample(model, [[8]], count=4000, max_new_tokens=1, choice=Choice(1.5), seed=0, end_tokens=frozenset())[0]
+    counts = torch.bincount(torch.tensor([int(row.tokens[0]) for row in draws]), minlength=VOCAB) / 4000
     # Total variation of 4000 draws over 61 outcomes is about 0.04 by chance; top-k 1 would make it nearly 1.
     assert float((counts - expected).abs().sum() / 2) < 0.08
     assert module.generation_config.top_k == 1
@@ -110,3 +109,56 @@ def test_no_prompt_gives_nothing_and_an_empty_prompt_is_refused() -> None:
     assert run(model, prompts=[]) == []
     with pytest.raises(InputError, match="empty"):
         run(model, prompts=[[5], []])
+
+
+SAMPLED = {"count": 4, "max_new_tokens": 24, "choice": Choice(0.8), "seed": 3, "end_tokens": {2, 7, 9}}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", "gpt_oss", "qwen3_moe", "falcon_h1"])
+def test_captured_logprobs_are_those_of_a_fresh_forward_pass(family: str) -> None:
+    model = LanguageModel(make(family), sharing="alone" if family == "falcon_h1" else "tree")
+    found = sample(model, [list(range(3, 40)), *PROMPTS], **SAMPLED)
+    trees = [
+        Tree(
+            np.array(prompt, dtype=np.int32),
+            tuple(Completion(row.tokens, np.ones(len(row.tokens), dtype=np.bool_)) for row in rows),
+        )
+        for prompt, rows in zip([list(range(3, 40)), *PROMPTS], found, strict=True)
+    ]
+    with torch.no_grad():
+        fresh = torch.cat([model.outputs(model.collate([tree]), temperature=0.8).logprobs for tree in trees])
+    captured = np.concatenate([row.logprobs for rows in found for row in rows])
+    assert np.abs(captured - fresh.numpy()).max() < 1e-5
+    for rows in found:
+        assert all(row.ended == (int(row.tokens[-1]) in {2, 7, 9}) for row in rows)
+        assert all(row.ended or len(row.tokens) == 24 for row in rows)
+
+
+def test_a_row_does_not_depend_on_what_is_written_beside_it() -> None:
+    model = LanguageModel(make("llama"))
+
+    def tokens(cache_tokens: int, count: int = 4) -> list[list[int]]:
+        found = write(model, PROMPTS, **{**SAMPLED, "count": count}, cache_tokens=cache_tokens)
+        return [row.tokens.tolist() for rows in found for row in rows]
+
+    assert tokens(30_000) == tokens(60) == tokens(1)
+    assert len({tuple(row) for row in tokens(30_000)[:4]}) > 1
+
+
+def test_top_k_and_top_p_leave_only_the_likeliest() -> None:
+    model = LanguageModel(make("llama"))
+    with torch.no_grad(), model.stock_attention() as module:
+        probs = torch.softmax(module(input_ids=torch.tensor([[8]])).logits[0, -1], -1)
+    ranked = probs.argsort(descending=True).tolist()
+    nucleus = ranked[: int((probs.sort(descending=True).values.cumsum(0) < 0.5).sum()) + 1]
+    options = {"count": 600, "max_new_tokens": 1, "seed": 0, "end_tokens": frozenset()}
+    drawn = [
+        {int(row.tokens[0]) for row in sample(model, [[8]], choice=choice, **options)[0]}
+        for choice in (Choice(1.0, top_k=3), Choice(1.0, top_p=0.5))
+    ]
+    assert drawn[0] == set(ranked[:3])
+    assert drawn[1] <= set(nucleus)
+    assert not Choice(1.0, top_k=3).whole
+    assert Choice(0.7).whole
+    with pytest.raises(InputError, match="top_p"):
+        Choice(1.0, top_p=0.0)

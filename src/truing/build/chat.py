@@ -15,7 +15,8 @@ from truing.core.text import harmless
 from truing.data.encoding import encode_prompts
 from truing.data.examples import Message, Words
 from truing.data.templates import Template, load_template
-from truing.models.sampling import generate
+from truing.models.decoding import Choice
+from truing.models.sampling import sample
 
 Turns = list[tuple[Literal["user", "assistant"], str]]
 """A conversation so far, as (role, text)."""
@@ -26,7 +27,7 @@ class Settings:
     """How answers are sampled."""
 
     max_new_tokens: int
-    temperature: float
+    choice: Choice
     seed: int
 
 
@@ -47,16 +48,15 @@ class Speaker:
         words: Words = tuple(Message(role, text) for role, text in turns)
         if self.template.source is None:  # a model of running text: the conversation so far is one text
             words = "".join(text for _, text in turns)
-        tokens = generate(
+        written = sample(
             self.opened.model,
-            self.opened.tokenizer,
             encode_prompts([words], self.opened.tokenizer, self.template, self.opened.loaded.end_tokens),
             max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
+            choice=settings.choice,
             seed=settings.seed,
             end_tokens=self.opened.loaded.end_tokens,
-        )[0]
-        return harmless(self.opened.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        )
+        return harmless(self.opened.tokenizer.decode(written[0][0].tokens, skip_special_tokens=True)).strip()
 
 
 def answer_once(run: Path, compare_to: Path | None, prompt: str, settings: Settings) -> None:

@@ -10,7 +10,8 @@ from truing.build.policy import POLICY, BuiltPolicy
 from truing.data.dataset import Dataset
 from truing.data.encoding import encode_prompts
 from truing.data.examples import Message, Words
-from truing.models.sampling import generate
+from truing.models.decoding import Choice
+from truing.models.sampling import sample
 from truing.recipe.schema import Stage
 from truing.training.settings import SampleSettings
 
@@ -62,15 +63,15 @@ class Sampler:
         ]
 
     def _answers(self) -> list[list[int]]:
-        return generate(
+        written = sample(
             self.built.model,
-            self.built.loaded.tokenizer,
-            list(self.prompts),
+            self.prompts,
             max_new_tokens=self.settings.max_new_tokens,
-            temperature=self.settings.temperature,
+            choice=Choice(self.settings.temperature, self.settings.top_k, self.settings.top_p),
             seed=self.seed,
             end_tokens=self.built.loaded.end_tokens,
         )
+        return [rows[0].tokens.tolist() for rows in written]
 
 
 def _asked(text: str, dataset: Dataset) -> Words:

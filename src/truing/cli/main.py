@@ -79,14 +79,24 @@ def resume(run: Path) -> None:
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: the likeliest token."
 )
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample from the k likeliest tokens only.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="... from those that together have this.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 def chat(
-    run: Path, prompt: str | None, compare_to: Path | None, max_new_tokens: int, temperature: float, seed: int
+    run: Path,
+    prompt: str | None,
+    compare_to: Path | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    seed: int,
 ) -> None:
     """Talk to the result of RUN (a run directory, an adapter folder, or a model folder)."""
     from truing.build.chat import Settings, answer_once, converse
+    from truing.models.decoding import Choice
 
-    settings = Settings(max_new_tokens, temperature, seed)
+    settings = Settings(max_new_tokens, Choice(temperature, top_k, top_p), seed)
     if prompt is not None:
         answer_once(run, compare_to, prompt, settings)
     else:

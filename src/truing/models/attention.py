@@ -16,6 +16,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from truing.core.errors import ModelError
+from truing.models.kv_cache import Cache, Prefill
 from truing.models.tree_plan import Bush, Fork, Part, TreePlan
 
 NAME = "truing_tree"
@@ -42,7 +43,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree_layout: TreePlan | None = None,
+    tree_layout: TreePlan | Cache | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,  # float [H], logits of attention sinks
@@ -59,6 +60,10 @@ def tree_attention(
         raise ModelError(f"{type(module).__name__} adds a mask or bias of its own, which tree attention cannot place")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or None
+    if isinstance(tree_layout, Cache):
+        return tree_layout.attend(query, key, value, scale, window, softcap, s_aux), None
+    if isinstance(tree_layout, Prefill):
+        tree_layout.keep(key, value)
     if window is not None:
         tree_layout.windows.add(window)
     if softcap is not None or s_aux is not None:

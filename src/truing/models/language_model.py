@@ -17,8 +17,9 @@ from truing.core.errors import InputError, ModelError
 from truing.core.trees import Tree
 from truing.models.attention import NAME, register
 from truing.models.heads import output_head
+from truing.models.kv_cache import Cache
 from truing.models.loading import SCORE, quiet_transformers
-from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs
+from truing.models.logprobs import chunk_rows, final_logprobs, linear_logprobs, logits_logprobs
 from truing.models.tree_plan import TreePlan, longest_path
 
 if TYPE_CHECKING:
@@ -66,6 +67,16 @@ class LanguageModel:
     def scores(self) -> bool:
         """Whether this is a reward model, with a score head in place of one over the vocabulary."""
         return self.module.get_output_embeddings() is None and hasattr(self.module, SCORE)
+
+    @property
+    def caches(self) -> bool:
+        """Whether completions can be written over kept keys and values; otherwise transformers has to do it."""
+        return self.sharing == "tree" and not self.scores
+
+    @property
+    def exact_length(self) -> int | None:
+        """Tokens of a sequence up to which its positions mean the same whatever else is computed with it."""
+        return self._limit
 
     @property
     def max_positions(self) -> int | None:
@@ -158,17 +169,21 @@ class LanguageModel:
         logprobs, entropies, log_squares = (torch.cat(column) for column in zip(*parts, strict=True))
         return Outputs(logprobs, entropies if entropy else None, log_squares if squares else None)
 
-    def _body_run(self, tokens: Tensor, positions: Tensor, layout: Layout | None) -> Tensor:
-        """Last hidden states of one row of tokens: [T, d]. Without a layout the model attends in its own way."""
+    def body(self, tokens: Tensor, positions: Tensor, plan: TreePlan | Cache | None) -> Tensor:
+        """Last hidden states of one row of tokens, int64 [T] → [T, d]. Without a plan the model attends its own way."""
         extra: dict[str, Any] = {}
-        plan = None if layout is None else TreePlan(layout)
         if plan is not None:
             extra = {"position_ids": positions[None], "tree_layout": plan}
         hidden = self._body(input_ids=tokens[None], use_cache=False, **extra).last_hidden_state
         assert isinstance(hidden, Tensor)
-        if plan is not None:
+        if isinstance(plan, TreePlan):
             self.windows |= plan.windows
         return hidden[0]
+
+    def next_logprobs(self, hidden: Tensor, temperature: float) -> Tensor:
+        """Log-probs of every next token from last hidden states, [R, d] → float32 [R, V]; for a few rows."""
+        head = output_head(self.module)
+        return final_logprobs(head.module(hidden), scale=head.scale, softcap=head.softcap, temperature=temperature)
 
     def _score(self, hidden: Tensor) -> Tensor:
         """Scores from the hidden states at the ends of completions: float32 [C]."""
@@ -181,7 +196,7 @@ class LanguageModel:
         longest = max((longest_path(tree) for tree in batch.layout.trees), default=0)
         if self.sharing == "alone" or (self._limit is not None and longest > self._limit):
             return self._hidden_alone(batch, places, counts)
-        return self._body_run(batch.tokens, batch.positions, batch.layout)[places]
+        return self.body(batch.tokens, batch.positions, TreePlan(batch.layout))[places]
 
     def _hidden_alone(self, batch: Batch, places: Tensor, numbers: Sequence[int]) -> Tensor:
         """The same, each completion run by itself behind its prompt."""
@@ -198,14 +213,14 @@ class LanguageModel:
                     continue
                 tokens = torch.cat([batch.tokens[prompt.start : prompt.stop], batch.tokens[span.start : span.stop]])
                 own = torch.where(where < prompt.stop, where - prompt.start, where - span.start + prompt.size)
-                hidden = self._body_run(tokens, torch.arange(len(tokens), device=tokens.device), self._single(tokens))
+                hidden = self.body(tokens, torch.arange(len(tokens), device=tokens.device), self._single(tokens))
                 parts.append(hidden[own])
         return torch.cat(parts) if parts else self._no_hidden()
 
-    def _single(self, tokens: Tensor) -> Layout | None:
+    def _single(self, tokens: Tensor) -> TreePlan | None:
         if self.sharing == "alone":
             return None
-        return Layout((TreeSpans(Span(0, len(tokens)), ()),), len(tokens))
+        return TreePlan(Layout((TreeSpans(Span(0, len(tokens)), ()),), len(tokens)))
 
     def _no_hidden(self) -> Tensor:
         width = int(self.module.config.get_text_config().hidden_size)

@@ -66,13 +66,18 @@ def logits_logprobs(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same three from logits that a head of another kind has made, with plain autograd: float32 [K] each."""
+    logprobs = final_logprobs(logits, scale=scale, softcap=softcap, temperature=temperature)
+    own = logprobs.gather(1, targets[:, None]).squeeze(1)
+    return own, -(logprobs.exp() * logprobs).sum(dim=-1), torch.logsumexp(2 * logprobs.detach(), dim=-1)
+
+
+def final_logprobs(logits: Tensor, *, scale: float, softcap: float | None, temperature: float) -> Tensor:
+    """Log-probs of every token from what a head has made, with plain autograd: [K, V] → float32 [K, V]."""
     final = logits.float() * (scale / temperature)
     if softcap is not None:
         cap = softcap / temperature
         final = torch.tanh(final / cap) * cap
-    logprobs = torch.log_softmax(final, dim=-1)
-    own = logprobs.gather(1, targets[:, None]).squeeze(1)
-    return own, -(logprobs.exp() * logprobs).sum(dim=-1), torch.logsumexp(2 * logprobs.detach(), dim=-1)
+    return torch.log_softmax(final, dim=-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from truing.build.load_result import Opened, open_result
-from truing.models.sampling import generate
+from truing.models.decoding import Choice
+from truing.models.sampling import sample
 from truing.world.base_model import MAX_NEW_TOKENS, TEMPERATURE
 from truing.world.reward import true_reward
 
@@ -27,10 +28,10 @@ class Verdict:
 def judge(folder: Path, prompts_file: Path) -> Verdict:
     """Sample answers to held-out prompts and score them; answers to one prompt count as one observation."""
     prompts = [json.loads(line)["prompt"] for line in prompts_file.read_text(encoding="utf-8").splitlines()[:PROMPTS]]
-    by_prompt = defaultdict(list)
+    by_prompt: dict[str, list[float]] = defaultdict(list)
     opened = open_result(folder)
-    for prompt, text in _sample(opened, prompts * SAMPLES, temperature=TEMPERATURE):
-        by_prompt[prompt].append(true_reward(prompt, text))
+    for prompt, texts in zip(prompts, _sample(opened, prompts, SAMPLES, TEMPERATURE), strict=True):
+        by_prompt[prompt] += [true_reward(prompt, text) for text in texts]
     means = [sum(rewards) / len(rewards) for rewards in by_prompt.values()]
     mean = sum(means) / len(means)
     variance = sum((m - mean) ** 2 for m in means) / (len(means) - 1)
@@ -39,20 +40,19 @@ def judge(folder: Path, prompts_file: Path) -> Verdict:
 
 def answers(folder: Path, prompts: list[str]) -> list[tuple[str, float]]:
     """Return the likeliest answer to each prompt, with its true reward."""
-    answered = _sample(open_result(folder), prompts, temperature=0.0)
-    return [(text, true_reward(prompt, text)) for prompt, text in answered]
+    answered = _sample(open_result(folder), prompts, 1, 0.0)
+    return [(texts[0], true_reward(prompt, texts[0])) for prompt, texts in zip(prompts, answered, strict=True)]
 
 
-def _sample(opened: Opened, prompts: list[str], temperature: float) -> list[tuple[str, str]]:
+def _sample(opened: Opened, prompts: list[str], count: int, temperature: float) -> list[list[str]]:
     tokenizer = opened.loaded.tokenizer
-    tokens = generate(
+    written = sample(
         opened.model,
-        tokenizer,
         [tokenizer(prompt)["input_ids"] for prompt in prompts],
+        count=count,
         max_new_tokens=MAX_NEW_TOKENS,
-        temperature=temperature,
+        choice=Choice(temperature),
         seed=SEED,
         end_tokens=opened.loaded.end_tokens,
     )
-    texts = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens]
-    return list(zip(prompts, texts, strict=True))
+    return [[tokenizer.decode(row.tokens, skip_special_tokens=True).strip() for row in rows] for rows in written]

@@ -93,6 +93,10 @@ class SampleSettings(Settings):
     """Length of a sample at most."""
     temperature: float = Field(default=0.0, ge=0)
     """0 takes the likeliest token each time."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Only the k likeliest tokens; samples for reading alone, never for training."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the likeliest tokens that together have this probability; for reading alone."""
 
 
 class CheckpointSettings(Settings):
