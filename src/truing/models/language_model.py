@@ -18,7 +18,7 @@ from truing.core.trees import Tree
 from truing.models.attention import NAME, register
 from truing.models.heads import output_head
 from truing.models.loading import SCORE, quiet_transformers
-from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs
+from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs, whole_logprobs
 from truing.models.tree_plan import TreePlan, longest_path
 
 if TYPE_CHECKING:
@@ -93,6 +93,18 @@ class LanguageModel:
         hidden = self._hidden(batch, batch.predictors, batch.target_counts)
         return self._read_out(hidden, batch.targets, entropy, squares, temperature)
 
+    @torch.no_grad()
+    def with_distributions(self, batch: Batch, chosen: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+        """Log-probs of the batch's targets, float32 [K], and of the whole vocabulary where some of them are predicted.
+
+        `chosen`, int64 [n], are indices into K. Their distributions come in that order, a few rows at a time, float32
+        [k, V], and without gradient; they are computed as they are asked for.
+        """
+        self._refuse_foreign(batch)
+        hidden = self._hidden(batch, batch.predictors, batch.target_counts)
+        logprobs = self._read_out(hidden, batch.targets, entropy=False, squares=False, temperature=1.0).logprobs
+        return logprobs, self._distributions(hidden[chosen])
+
     def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
         """Keep only layer inputs and recompute the rest in the backward pass.
 
@@ -157,6 +169,12 @@ class LanguageModel:
         ]
         logprobs, entropies, log_squares = (torch.cat(column) for column in zip(*parts, strict=True))
         return Outputs(logprobs, entropies if entropy else None, log_squares if squares else None)
+
+    @torch.no_grad()
+    def _distributions(self, hidden: Tensor) -> Iterator[Tensor]:
+        head = output_head(self.module)
+        for rows in torch.split(hidden, chunk_rows(self.vocab_size, self.device)) if len(hidden) else ():
+            yield whole_logprobs(head.module(rows.to(head.weight.dtype)), scale=head.scale, softcap=head.softcap)
 
     def _body_run(self, tokens: Tensor, positions: Tensor, layout: Layout | None) -> Tensor:
         """Last hidden states of one row of tokens: [T, d]. Without a layout the model attends in its own way."""

@@ -66,13 +66,24 @@ def logits_logprobs(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same three from logits that a head of another kind has made, with plain autograd: float32 [K] each."""
+    logprobs = whole_logprobs(logits, scale=scale, softcap=softcap, temperature=temperature)
+    own = logprobs.gather(1, targets[:, None]).squeeze(1)
+    return own, -(logprobs.exp() * logprobs).sum(dim=-1), torch.logsumexp(2 * logprobs.detach(), dim=-1)
+
+
+def whole_logprobs(
+    logits: Tensor,  # float [k, V]
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Log-probs of the whole vocabulary from raw logits, for a few rows at a time: float32 [k, V]."""
     final = logits.float() * (scale / temperature)
     if softcap is not None:
         cap = softcap / temperature
         final = torch.tanh(final / cap) * cap
-    logprobs = torch.log_softmax(final, dim=-1)
-    own = logprobs.gather(1, targets[:, None]).squeeze(1)
-    return own, -(logprobs.exp() * logprobs).sum(dim=-1), torch.logsumexp(2 * logprobs.detach(), dim=-1)
+    return torch.log_softmax(final, dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
