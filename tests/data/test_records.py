@@ -113,13 +113,27 @@ def test_csv_values_stay_strings(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n1,2\n3\n", "a.csv:3: 1 fields where the header names 2 columns"),
         ("a.csv", b'a,b\n1,"two\n', "a.csv:2: malformed CSV"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: not a readable Parquet file"),
-        ("a.txt", b"once upon a time", "a.txt: cannot tell what kind of file"),
+        ("a.doc", b"once upon a time", "a.doc: cannot tell what kind of file"),
+        ("a.txt", b"fine\n\nnot \xff", "a.txt:3: not valid UTF-8"),
         ("a.json.gz", b"\x1f\x8bno", "not a sound gzip|ends early"),
     ],
 )
 def test_a_faulty_file_is_named_with_its_row(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(put(tmp_path, name, content))
+
+
+def test_passages_of_plain_text_are_rows_at_their_first_lines(tmp_path: Path) -> None:
+    source = read(put(tmp_path, "a.txt", b"\xef\xbb\xbf[One]\r\ntwo\r\n \r\n\r\n  three\n\n"))
+    assert [r.values for r in source.records] == [{"text": "[One]\ntwo"}, {"text": "  three"}]
+    assert [r.origin.row for r in source.records] == [1, 5]
+
+
+@pytest.mark.parametrize("write", [as_json, as_jsonl])
+def test_rows_under_the_name_of_plain_text_stay_rows(
+    tmp_path: Path, write: Callable[[list[dict[str, str]]], bytes]
+) -> None:
+    assert read(put(tmp_path, "a.txt", write([{"text": "x"}]))).records[0].values == {"text": "x"}
 
 
 @pytest.mark.parametrize(("name", "write"), [("a.jsonl.gz", as_jsonl), ("a.json.gz", as_json), ("a.csv.gz", as_csv)])

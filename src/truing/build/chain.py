@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from truing.build.environment import positions_of
+from truing.build.forgetting import check_text
 from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
 from truing.build.stage import Assembled, assemble, introduce, run_stage
@@ -114,6 +115,8 @@ def _check_stages(recipe: Recipe) -> None:
         model = stage.model or model
         objective = create(stage.objective)
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
+        if objective.reads != "scores":
+            check_text(stage.forgetting)
         labels = [example.label for example in examples if isinstance(example, Judgement)]
         if labels:
             objective.for_labels(labels.count(True), labels.count(False))

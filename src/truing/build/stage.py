@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from truing.build.environment import describe
+from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
 from truing.build.samples import Sampler
@@ -53,6 +54,8 @@ class Assembled:
     plan: StepPlan
     total_steps: int
     optim: OptimSettings
+    general: GeneralText | None = None
+    """What forgetting is measured on."""
 
     @property
     def lora(self) -> bool:
@@ -93,7 +96,8 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         labels = [tree.completions[0].label for tree in dataset.train]
         objective = objective.for_labels(labels.count(True), labels.count(False))
     plan = _plan(stage, built, dataset.train, optim)
-    return Assembled(stage, objective, built, dataset, plan, plan.count(), optim)
+    general = encode_text(stage.forgetting, built, dataset.template, reporter)
+    return Assembled(stage, objective, built, dataset, plan, plan.count(), optim, general)
 
 
 def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
@@ -199,6 +203,9 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         reporter=reporter,
         held_out=HeldOut(held_out, annotate),
         moving=_moving(ready),
+        at_end=None
+        if ready.general is None
+        else Forgetting(ready.general, built, ready.plan.micro_tokens, run, reporter),
         before_checkpoint=annotate.save if isinstance(annotate, ReferenceLogprobs) else None,
         sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
     )

@@ -1,6 +1,6 @@
-"""JSON, JSONL, CSV and Parquet bytes → rows, with every fault of a file named by its line or row.
+"""JSON, JSONL, CSV, Parquet and plain-text bytes → rows, with every fault of a file named by its line or row.
 
-A reader gives `(row number, values)` pairs: an element of a list counts from 1, JSONL and CSV count lines.
+A reader gives `(row number, values)` pairs: an element of a list counts from 1; JSONL, CSV and text count lines.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ Reader = Callable[[bytes, str], list[Row]]
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may stand for half a character; only such text is searched for halves that stand alone."""
 
+_OBJECTS = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
+"""How JSON rows begin, under whatever name."""
+
 
 def choose_reader(name: str, content: bytes) -> Reader:
     """Pick the reader for a file by its name and, where names lie (`.json` that holds JSONL), by its content."""
@@ -31,13 +34,17 @@ def choose_reader(name: str, content: bytes) -> Reader:
         return read_parquet
     if suffix == "csv":
         return read_csv
+    if suffix == "txt" and not _OBJECTS.match(content):
+        return read_text
     if start == b"[":
         return read_json
     if suffix == "jsonl" or suffix == "ndjson":
         return read_jsonl
     if start == b"{" or suffix == "json":
         return read_jsonl if _first_line_is_a_row(content) else read_json
-    raise DataError(f"{name}: cannot tell what kind of file this is; expected .json, .jsonl, .csv or .parquet (or .gz)")
+    raise DataError(
+        f"{name}: cannot tell what kind of file this is; expected .json, .jsonl, .csv, .parquet or .txt (or .gz)"
+    )
 
 
 def read_json(content: bytes, name: str) -> list[Row]:
@@ -63,6 +70,11 @@ def read_jsonl(content: bytes, name: str) -> list[Row]:
     """Read one object a line; blank lines are passed over."""
     lines = _text(content, name).split("\n")
     return [(n, _parse_line(line, f"{name}:{n}")) for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_text(content: bytes, name: str) -> list[Row]:
+    """Read plain text: one row with a column `text` for each passage, passages being parted by blank lines."""
+    return list(_passages(_text(content, name)))
 
 
 def read_csv(content: bytes, name: str) -> list[Row]:
@@ -93,6 +105,8 @@ def count_whole_rows(name: str, content: bytes) -> int:
         return _count_csv(text, name)
     if suffix == "parquet":
         return 0  # its index stands at the end
+    if suffix == "txt":
+        return max(0, sum(1 for _ in _passages(text)) - 1)  # the last may go on
     if text.lstrip().startswith("["):
         return _count_elements(text)
     count = 0
@@ -204,6 +218,17 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
             yield line, dict(zip(header, fields, strict=True))
     except csv.Error as fault:
         raise DataError(f"{name}:{end + 1}: malformed CSV: {fault}") from None
+
+
+def _passages(text: str) -> Iterator[Row]:
+    passage: list[str] = []
+    lines = text.split("\n")
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            passage.append(line.rstrip("\r"))
+        elif passage:
+            yield number - len(passage), {"text": "\n".join(passage)}
+            passage = []
 
 
 def _count_csv(text: str, name: str) -> int:

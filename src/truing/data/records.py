@@ -23,7 +23,7 @@ _PIECE = 2**16
 """Bytes unpacked at a time, so that what stands before a fault is kept."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
-_DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz")
+_DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".txt", ".gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _near(place: Path) -> str:
 def _folder_message(place: Path, path: str) -> str:
     names = sorted(e.name for e in place.iterdir() if e.is_file() and e.name.lower().endswith(_DATA_SUFFIXES))
     if not names:
-        return f"{path}: is a folder, and it holds no data file; expected .json, .jsonl, .csv or .parquet"
+        return f"{path}: is a folder, and it holds no data file; expected .json, .jsonl, .csv, .parquet or .txt"
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"{path}: is a folder; name a file in it: {', '.join(names[:8])}{more}"
 

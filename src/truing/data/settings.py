@@ -31,7 +31,7 @@ class DataSettings(Settings):
     path: str | tuple[str, ...]
     """A file, several files, or a hub id (`org/name`, `org/name:split`).
 
-    JSON, JSONL, CSV and Parquet are read, each also gzipped."""
+    JSON, JSONL, CSV, Parquet and plain text (a row for each passage between blank lines) are read, also gzipped."""
 
     format: FormatName | None = None
     """What the columns mean. Left out, it is guessed from the columns of the first rows, and the guess is reported."""

@@ -19,7 +19,7 @@ from truing.models.attention import NAME, register
 from truing.models.heads import output_head
 from truing.models.kv_cache import Cache
 from truing.models.loading import SCORE, quiet_transformers
-from truing.models.logprobs import chunk_rows, final_logprobs, linear_logprobs, logits_logprobs
+from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs, whole_logprobs
 from truing.models.tree_plan import TreePlan, longest_path
 
 if TYPE_CHECKING:
@@ -104,6 +104,18 @@ class LanguageModel:
         hidden = self._hidden(batch, batch.predictors, batch.target_counts)
         return self._read_out(hidden, batch.targets, entropy, squares, temperature)
 
+    @torch.no_grad()
+    def with_distributions(self, batch: Batch, chosen: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+        """Log-probs of the batch's targets, float32 [K], and of the whole vocabulary where some of them are predicted.
+
+        `chosen`, int64 [n], are indices into K. Their distributions come in that order, a few rows at a time, float32
+        [k, V], and without gradient; they are computed as they are asked for.
+        """
+        self._refuse_foreign(batch)
+        hidden = self._hidden(batch, batch.predictors, batch.target_counts)
+        logprobs = self._read_out(hidden, batch.targets, entropy=False, squares=False, temperature=1.0).logprobs
+        return logprobs, self._distributions(hidden[chosen])
+
     def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
         """Keep only layer inputs and recompute the rest in the backward pass.
 
@@ -169,6 +181,12 @@ class LanguageModel:
         logprobs, entropies, log_squares = (torch.cat(column) for column in zip(*parts, strict=True))
         return Outputs(logprobs, entropies if entropy else None, log_squares if squares else None)
 
+    @torch.no_grad()
+    def _distributions(self, hidden: Tensor) -> Iterator[Tensor]:
+        head = output_head(self.module)
+        for rows in torch.split(hidden, chunk_rows(self.vocab_size, self.device)) if len(hidden) else ():
+            yield whole_logprobs(head.module(rows.to(head.weight.dtype)), scale=head.scale, softcap=head.softcap)
+
     def body(self, tokens: Tensor, positions: Tensor, plan: TreePlan | Cache | None) -> Tensor:
         """Last hidden states of one row of tokens, int64 [T] → [T, d]. Without a plan the model attends its own way."""
         extra: dict[str, Any] = {}
@@ -183,7 +201,7 @@ class LanguageModel:
     def next_logprobs(self, hidden: Tensor, temperature: float) -> Tensor:
         """Log-probs of every next token from last hidden states, [R, d] → float32 [R, V]; for a few rows."""
         head = output_head(self.module)
-        return final_logprobs(head.module(hidden), scale=head.scale, softcap=head.softcap, temperature=temperature)
+        return whole_logprobs(head.module(hidden), scale=head.scale, softcap=head.softcap, temperature=temperature)
 
     def _score(self, hidden: Tensor) -> Tensor:
         """Scores from the hidden states at the ends of completions: float32 [C]."""

@@ -66,13 +66,19 @@ def logits_logprobs(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same three from logits that a head of another kind has made, with plain autograd: float32 [K] each."""
-    logprobs = final_logprobs(logits, scale=scale, softcap=softcap, temperature=temperature)
+    logprobs = whole_logprobs(logits, scale=scale, softcap=softcap, temperature=temperature)
     own = logprobs.gather(1, targets[:, None]).squeeze(1)
     return own, -(logprobs.exp() * logprobs).sum(dim=-1), torch.logsumexp(2 * logprobs.detach(), dim=-1)
 
 
-def final_logprobs(logits: Tensor, *, scale: float, softcap: float | None, temperature: float) -> Tensor:
-    """Log-probs of every token from what a head has made, with plain autograd: [K, V] → float32 [K, V]."""
+def whole_logprobs(
+    logits: Tensor,  # float [k, V]
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Log-probs of the whole vocabulary from raw logits, for a few rows at a time: float32 [k, V]."""
     final = logits.float() * (scale / temperature)
     if softcap is not None:
         cap = softcap / temperature

@@ -141,6 +141,8 @@ def _absolute(stage: Stage, folder: Path) -> Stage:
             update={"path": resolved[0] if isinstance(data.path, str) else resolved, "eval_path": found(data.eval_path)}
         ),
     }
+    if stage.forgetting.path is not None:
+        update["forgetting"] = stage.forgetting.model_copy(update={"path": found(stage.forgetting.path)})
     if stage.template is not None and ("/" in stage.template or stage.template.endswith(".jinja")):
         update["template"] = found(stage.template)
     if stage.adapter is not None and stage.adapter.start is not None:

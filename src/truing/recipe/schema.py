@@ -14,6 +14,7 @@ from truing.training.settings import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    ForgettingSettings,
     OptimSettings,
     PrecisionSettings,
     ReferenceSettings,
@@ -44,6 +45,8 @@ class Stage(Settings):
     """How the frozen start of the stage is kept."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Measuring on held-out rows."""
+    forgetting: ForgettingSettings = ForgettingSettings()
+    """Measuring before and after the stage, on general text, what it costs elsewhere."""
     samples: SampleSettings = SampleSettings()
     """Completions of fixed prompts while training."""
     checkpoint: CheckpointSettings = CheckpointSettings()

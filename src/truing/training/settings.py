@@ -80,6 +80,18 @@ class EvaluationSettings(Settings):
     """Held-out rows used."""
 
 
+class ForgettingSettings(Settings):
+    """What a stage costs elsewhere: loss and divergence on general text that nothing is trained on."""
+
+    path: str | None = None
+    """Held-out text: a `.txt` file, whose passages are parted by blank lines, or rows as `data.path` has them for sft.
+    Every token counts. Null measures nothing."""
+    limit: int = Field(default=64, ge=1)
+    """Texts used, the first ones of the file."""
+    max_length: int = Field(default=256, ge=2)
+    """Tokens of a text at most, or as many as the model has positions for where that is less; the rest is cut."""
+
+
 class SampleSettings(Settings):
     """Completions of fixed prompts, written while training: a lower loss is not yet a better model."""
 

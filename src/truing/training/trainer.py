@@ -94,6 +94,8 @@ class Trainer:
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
     moving: MovingReference | None = None
     """The reference, where it does not stay as the stage began."""
+    at_end: Callable[[], Mapping[str, float]] | None = None
+    """Measures the trained policy; what it finds goes into the last row of metrics.jsonl."""
     before_checkpoint: Callable[[], None] | None = None
     """Writes what a resumed run will need besides the checkpoint."""
     progressed: Progressed = field(default_factory=Progressed)
@@ -135,6 +137,8 @@ class Trainer:
             row |= evaluate(
                 self.policy, self.objective, self.held_out.batches, self.held_out.annotate, self.progressed.memory
             )
+        if done == total and self.at_end is not None:
+            row |= self.at_end()
         row["memory_bytes"] = peak_memory_bytes()
         self.run.append("metrics.jsonl", _finite(row))
         self.reporter.advance(done, _shown(row))
