@@ -152,6 +152,7 @@ class Outputs:
     entropy: Tensor | None = None  # float32 [K], of the whole next-token distribution, in nats
     log_squares: Tensor | None = None  # float32 [K], log Σ p² over the vocabulary, without gradient
     scores: Tensor | None = None  # float32 [C], a reward model's score of each completion
+    values: Tensor | None = None  # float32 [K], what a critic expects from before each target token on
 
 
 def collate(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:

@@ -36,6 +36,11 @@ class Objective(Settings, ABC):
     learning_rate_range: ClassVar[tuple[float, float]] = (1e-7, 1e-3)
     """Sane rates for full weights; outside of it (ten times higher for LoRA) a run warns."""
 
+    watch: ClassVar[str] = ""
+    """Which figures tell that it works."""
+    failure: ClassVar[str] = ""
+    """How it fails, how that looks, and what helps."""
+
     reads: ClassVar[Literal["logprobs", "scores"]] = "logprobs"
     """What the trained model is asked for: log-probs of a language model, or scores of a reward model."""
     mismatches: ClassVar[bool] = False
@@ -46,6 +51,11 @@ class Objective(Settings, ABC):
     @property
     def wants_squares(self) -> bool:
         """Whether `outputs.log_squares` is needed, which costs a pass over the logits."""
+        return False
+
+    @property
+    def wants_entropy(self) -> bool:
+        """Whether `outputs.entropy` is needed."""
         return False
 
     @property
