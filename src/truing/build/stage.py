@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from truing.build.density import with_density_ratios
 from truing.build.environment import describe
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
@@ -22,6 +23,7 @@ from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
 from truing.models.lora.settings import AdapterSettings
 from truing.objectives.base import Objective
+from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.registry import create
 from truing.recipe.load import dump
 from truing.recipe.schema import Recipe, Stage
@@ -180,7 +182,8 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
     bare = TreeSource(
         ready.dataset.train, ready.plan, built.model.collate, lambda batch: batch, built.device, ready.total_steps
     )
-    annotate = _annotator(ready, run, bare, held_out, reporter)
+    reference = _annotator(ready, run, bare, held_out, reporter)
+    annotate = with_density_ratios(reference, ready, run, reporter)
     source = TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps)
     peak = ready.optim.lr or 0.0
     return Trainer(
@@ -199,7 +202,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         reporter=reporter,
         held_out=HeldOut(held_out, annotate),
         moving=_moving(ready),
-        before_checkpoint=annotate.save if isinstance(annotate, ReferenceLogprobs) else None,
+        before_checkpoint=reference.save if isinstance(reference, ReferenceLogprobs) else None,
         sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
     )
 
@@ -208,11 +211,11 @@ def _annotator(
     ready: Assembled, run: RunDirectory, bare: TreeSource, held_out: Sequence[Batch], reporter: Reporter
 ) -> Annotate:
     """Return what fills the columns that the objective needs."""
-    unknown = set(ready.objective.needs) - {"ref_logprobs"}
+    unknown = set(ready.objective.needs) - {"ref_logprobs", DENSITY_RATIO}
     if unknown:
         raise RecipeError(
             f"objective {ready.objective.name} needs the column '{sorted(unknown)[0]}', which nothing here fills; "
-            "known: ref_logprobs"
+            f"known: ref_logprobs, {DENSITY_RATIO}"
         )
     if "ref_logprobs" not in ready.objective.needs:
         return lambda batch: batch
