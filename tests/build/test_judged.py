@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.build.runs import assert_a_cut_changes_nothing, metrics
+from truing.build import density
 from truing.build.chain import run
 from truing.core.errors import DataError
 from truing.recipe.load import recipe_from
@@ -34,6 +35,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     judged = folder / "judged.jsonl"
     judged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder / "model", judged
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def values(world: tuple[Path, Path], use: str, adapter: Any = LORA, **top: Any) -> dict[str, Any]:
@@ -100,3 +111,55 @@ def test_a_small_holdout_keeps_two_prompts(world: tuple[Path, Path], tmp_path: P
     data = {"path": str(world[1]), "max_length": 48, "holdout": 0.001}
     run(recipe_from(values(world, "kto", data=data, optim={"lr": 1e-3, "max_steps": 2})), tmp_path / "run", Silent())
     assert "eval_kl" in metrics(tmp_path / "run")[-1]
+
+
+@pytest.fixture(scope="module")
+def shifted(world: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The model, and answers of which mostly those to the shorter prompts are undesirable."""
+    rows = [json.loads(line) for line in world[1].read_text(encoding="utf-8").splitlines()]
+    middle = sorted(len(row["prompt"]) for row in rows)[len(rows) // 2]
+    for index, row in enumerate(rows):
+        row["label"] = (len(row["prompt"]) >= middle) ^ (index % 5 == 0)
+    file = world[1].parent / "shifted.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return world[0], file
+
+
+def matched(shifted: tuple[Path, Path], adapter: Any = LORA, **top: Any) -> dict[str, Any]:
+    return {**values(shifted, "bco", adapter, **top), "objective": {"use": "bco", "matching": True}}
+
+
+@pytest.mark.parametrize("adapter", [LORA, "none"], ids=["lora", "full"])
+def test_matching_weighs_the_loss_and_says_what_prompts_alone_tell(
+    shifted: tuple[Path, Path], tmp_path: Path, adapter: Any
+) -> None:
+    heard = Listening()
+    run(recipe_from(matched(shifted, adapter)), tmp_path / "run", heard)
+    found = [text for text in heard.said if "prompts alone tell" in text]
+    assert len(found) == 1
+    assert float(found[0].split("AUC ")[1].split()[0]) > 0.6, "the length of a prompt shows in its hidden states"
+    rows = metrics(tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(math.log(2) * rows[0]["weight"], abs=1e-6)
+    assert any(abs(row["weight"] - 1) > 0.02 for row in rows)
+    assert "eval_weight" in rows[-1], "held-out rows have weights too"
+    run(recipe_from(matched(shifted, adapter, batch={"examples": 6, "micro_tokens": 1})), tmp_path / "one", Silent())
+    for a, b in zip(rows, metrics(tmp_path / "one"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_a_cut_changes_nothing_under_matching(
+    shifted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_a_cut_changes_nothing(matched(shifted), tmp_path, monkeypatch, objective="bco", step=3, stage=".")
+
+
+def test_a_resumed_run_reads_the_ratios_it_began_with(
+    shifted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With full weights the start is gone by then; nothing may be fitted to the policy as it stands."""
+    calls = []
+    real = density.cross_fit
+    monkeypatch.setattr(density, "cross_fit", lambda prompts: calls.append(prompts) or real(prompts))
+    recipe = matched(shifted, "none")
+    assert_a_cut_changes_nothing(recipe, tmp_path, monkeypatch, objective="bco", step=3, stage=".")
+    assert len(calls) == 2, "once for the straight run, once for the cut one"

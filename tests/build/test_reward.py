@@ -13,13 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.build.runs import metrics
 from truing.build.chain import run
-from truing.build.load_result import open_result, open_scorer
+from truing.build.load_result import check_members, open_result, open_scorer
 from truing.build.merge import merge_run
-from truing.build.score import calibration_error, wilson
+from truing.build.score import Scored, calibration_error, describe_members, wilson
 from truing.cli.main import cli
 from truing.core.errors import InputError, RunError
 from truing.recipe.load import recipe_from
@@ -147,6 +147,74 @@ def test_scores_are_printed_and_written(world: tuple[Path, WorldFiles], tmp_path
     one = tmp_path / "one.jsonl"
     CliRunner().invoke(cli, ["score", str(tmp_path / "run"), str(alone), "--output", str(one)])
     assert json.loads(one.read_text(encoding="utf-8"))["score"] == pytest.approx(rows[0]["score"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def members(world: tuple[Path, WorldFiles], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three reward models that differ in their seed alone."""
+    folder = tmp_path_factory.mktemp("members")
+    for seed in range(3):
+        values = recipe(world, [reward_stage(world[1])], LORA, seed=seed)
+        run(recipe_from(values), folder / str(seed), Silent())
+    return [folder / str(seed) for seed in range(3)]
+
+
+def scores_of(runs: list[Path], file: Path, output: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows that `truing score` writes for an ensemble, and what it says."""
+    others = [part for other in runs[1:] for part in ("--with", str(other))]
+    result = CliRunner().invoke(cli, ["score", str(runs[0]), str(file), "--output", str(output), *others, *options])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()], result.output
+
+
+def test_an_ensemble_scores_its_mean_less_its_deviation(
+    world: tuple[Path, WorldFiles], members: list[Path], tmp_path: Path
+) -> None:
+    pairs = world[1].pairs
+    alone = [scores_of([member], pairs, tmp_path / "alone.jsonl")[0] for member in members]
+    assert all("members" not in row for row in alone[0])
+    rows, said = scores_of(members, pairs, tmp_path / "three.jsonl", "--deviations", "2")
+    for row, *own in zip(rows, *alone, strict=True):
+        scores = [one["score"] for one in own]
+        assert row["members"] == scores
+        assert row["score"] == pytest.approx(np.mean(scores) - 2 * np.std(scores), abs=1e-12)
+        assert [row[key] for key in ("row", "answer", "tokens")] == [own[0][key] for key in ("row", "answer", "tokens")]
+    assert max(max(row["members"]) - min(row["members"]) for row in rows) > 1e-3, "the seed makes a difference"
+    assert all(f"{member}: mean score" in said for member in members)
+    assert [row["row"] for row in rows] == sorted(row["row"] for row in rows), "in the order of the file"
+    two, _ = scores_of(members[:2], pairs, tmp_path / "two.jsonl")
+    assert [row["score"] for row in two] == pytest.approx([min(row["members"]) for row in two], abs=1e-12)
+
+
+def test_an_ensemble_of_other_tokens_templates_or_of_one_model_twice_is_refused(
+    members: list[Path], tmp_path: Path
+) -> None:
+    check_members(members)
+    with pytest.raises(RunError, match="given twice"):
+        check_members([members[0], members[1], members[0]])
+    other = tmp_path / "other"
+    shutil.copytree(members[1], other)
+    tokenizer = AutoTokenizer.from_pretrained(other / "final")
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(other / "final")
+    with pytest.raises(RunError, match=r"another chat template .* same base"):
+        check_members([members[0], other])
+    tokenizer.chat_template = template
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(other / "final")
+    with pytest.raises(RunError, match=r"another vocabulary .* 'zebra' .* there and none here; .* same base"):
+        check_members([members[0], other])
+
+
+def test_members_apart_by_a_constant_are_pointed_out() -> None:
+    def rows(shift: float) -> list[Scored]:
+        scores = np.random.default_rng(0).standard_normal((40, 2)) + np.array([0.0, shift])
+        names = ("chosen", "rejected")
+        return [Scored("f", i // 2, names[i % 2], 0.0, 3, tuple(own)) for i, own in enumerate(scores.tolist())]
+
+    assert not any("centering" in line for line in describe_members(["a", "b"], rows(0.0)))
+    assert any("centering" in line for line in describe_members(["a", "b"], rows(5.0)))
 
 
 def test_a_language_model_is_no_reward_model(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from truing.core.batch import collate
 from truing.core.errors import InputError, ModelError
 from truing.core.trees import Completion, Tree
 from truing.models.attention import NAME
-from truing.models.language_model import LanguageModel
+from truing.models.language_model import LanguageModel, Sharing
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.settings import AdapterSettings
 
@@ -39,6 +39,19 @@ def test_models_that_cannot_share_are_exact_alone(family: str) -> None:
         expected = stock_logprobs(module, TREES)
         model = LanguageModel(module, sharing="alone")
         torch.testing.assert_close(model.outputs(model.collate(TREES)).logprobs, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "sharing"), [("llama", "tree"), ("gemma2", "packed"), ("bloom", "alone")])
+def test_prompts_have_the_mean_hidden_states_of_the_stock_body(family: str, sharing: Sharing) -> None:
+    module = make(family)
+    with torch.no_grad():
+        expected = [
+            module.base_model(torch.tensor(t.prompt, dtype=torch.int64)[None]).last_hidden_state[0].mean(dim=0)
+            for t in TREES
+        ]
+        found = LanguageModel(module, sharing=sharing).prompt_states([t.prompt for t in TREES])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
 
 
 def gradients(module: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:

@@ -141,10 +141,13 @@ def kto(ratio: list[float], good: list[bool], mismatched: list[float], beta: flo
     return math.fsum(losses) / len(losses)
 
 
-def bco(ratio: list[float], good: list[bool], delta: float, beta: float) -> float:
+def bco(
+    ratio: list[float], good: list[bool], delta: float, beta: float, bad_weight: list[float] | None = None
+) -> float:
+    """With `bad_weight`, a weight for each answer that counts where the answer is undesirable."""
     losses = [
-        -log_sigmoid(beta * h - delta) if up else -log_sigmoid(delta - beta * h)
-        for h, up in zip(ratio, good, strict=True)
+        -log_sigmoid(beta * h - delta) if up else -log_sigmoid(delta - beta * h) * weight
+        for h, up, weight in zip(ratio, good, bad_weight or [1.0] * len(ratio), strict=True)
     ]
     return math.fsum(losses) / len(losses)
 

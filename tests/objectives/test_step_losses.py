@@ -14,11 +14,12 @@ from tests.objectives import reference
 from tests.objectives.test_preference_losses import pairs_of
 from tests.objectives.trees import cut, random_columns, step_of, told, trees_for
 from truing.core.batch import Batch, Totals, collate, keep_completions
-from truing.core.errors import DataError
+from truing.core.errors import DataError, RecipeError
 from truing.core.reduce import sum_by_completion
 from truing.objectives.aot import AOT, UnpairedAOT
 from truing.objectives.bco import BCO
 from truing.objectives.kto import KTO
+from truing.objectives.registry import create
 from truing.objectives.reward import Reward
 
 
@@ -104,6 +105,40 @@ def test_bco_equals_the_float64_reference_and_remembers_the_mean_reward() -> Non
     assert objective.remember({}, metrics) == {kind: pytest.approx(metrics[kind]) for kind in kinds}
     one = objective.remember({kinds[0]: 1.0, kinds[1]: 0.4}, {kinds[0]: 2.0})
     assert one == {kinds[0]: 1.5, kinds[1]: 0.4}, "a step of one kind says nothing of the other"
+
+
+def test_bco_weighs_undesirable_answers_by_the_clipped_ratio_of_their_prompts() -> None:
+    objective = BCO(beta=0.3, matching=True, min_density_ratio=0.5, max_density_ratio=2.0)
+    assert objective.needs == ("ref_logprobs", "density_ratio")
+    batch, policy, ref, parts = judged(4, objective)
+    ratios, good = log_ratios(batch, policy, ref), [label == 1 for label in batch.labels.tolist()]
+    rng = np.random.default_rng(5)
+    density = [1.0 if up else float(rng.choice([0.01, 0.8, 1.5, 30.0])) for up in good]
+    clipped = [min(max(ratio, 0.5), 2.0) for ratio in density]
+    column = torch.tensor(density, dtype=torch.float32)
+    expected = reference.bco(ratios, good, 0.7, 0.3, clipped)
+    assert expected != pytest.approx(reference.bco(ratios, good, 0.7, 0.3), abs=1e-3), "the weights matter here"
+    for batches in ([batch], parts):
+        sizes = [part.num_completions for part in batches]
+        weighed = [
+            part.with_columns(density_ratio=own)
+            for part, own in zip(told(batches, policy, ref), column.split(sizes), strict=True)
+        ]
+        loss, metrics = step_of(objective, weighed, {"rewards/chosen": 1.0, "rewards/rejected": 0.4})
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        assert metrics["weight"] == pytest.approx(np.mean(clipped))
+        plain = step_of(BCO(beta=0.3), told(batches, policy, ref), {"rewards/chosen": 1.0, "rewards/rejected": 0.4})
+        assert metrics["rewards/margins"] == plain[1]["rewards/margins"], "rewards are as they come, without weights"
+    at_start, metrics = step_of(objective, [told([batch], ref, ref)[0].with_columns(density_ratio=column)])
+    assert at_start.item() == pytest.approx(math.log(2) * np.mean(clipped), abs=1e-6)
+    assert objective.start_complaint(at_start.item(), metrics, 50) is None
+    assert objective.start_complaint(math.log(2), metrics, 50) is not None
+
+
+@pytest.mark.parametrize("bounds", [{"min_density_ratio": 1.5}, {"max_density_ratio": 0.5}])
+def test_bounds_that_would_weigh_desirable_answers_are_refused(bounds: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(bounds))):
+        create({"use": "bco", "matching": True, **bounds})
 
 
 @pytest.mark.parametrize(

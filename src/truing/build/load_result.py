@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,40 @@ def is_scorer(path: Path) -> bool:
 
 def open_scorer(path: Path) -> Opened:
     """Load a reward model: a run's result, an adapter folder with its base, or a sequence classifier."""
+    _check_scorer(path)
+    return _open(path, scores=True)
+
+
+def check_members(paths: Sequence[Path]) -> None:
+    """Refuse reward models that cannot be one ensemble, before any of them is loaded: all read the same token ids."""
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        _check_scorer(path)
+        if path.resolve() in seen:
+            raise RunError(f"{path} is given twice; the members of an ensemble are different reward models")
+        seen[path.resolve()] = path
+    if len(paths) == 1:
+        return
+    first, *others = ((path, load_tokenizer(result_folder(path))) for path in paths)
+    for path, tokenizer in others:
+        remedy = f"train it from the same base as {first[0]}, or score with it by itself"
+        known, own = first[1].get_vocab(), tokenizer.get_vocab()
+        strange = sorted(set(known.items()) ^ set(own.items()), key=lambda entry: (entry[1], entry[0]))
+        if strange:
+            token = strange[0][0]
+            raise RunError(
+                f"{path} has another vocabulary than {first[0]}: the token {token!r} is number "
+                f"{own.get(token, 'none')} there and {known.get(token, 'none')} here; {remedy}"
+            )
+        if tokenizer.chat_template != first[1].chat_template:
+            raise RunError(f"{path} was trained with another chat template than {first[0]}; {remedy}")
+
+
+def _check_scorer(path: Path) -> None:
     if not path.exists():
         raise RunError(f"there is no run or model folder {path}")
     if not is_scorer(path):
         raise RunError(f"{path} is no reward model: it has no score head; train one with objective: {{use: reward}}")
-    return _open(path, scores=True)
 
 
 def _open(path: Path, *, scores: bool) -> Opened:

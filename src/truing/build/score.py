@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from truing.build.load_result import open_scorer
+from truing.build.load_result import check_members, open_scorer
 from truing.core.batch import Batch
+from truing.core.ensemble import ensemble_score
 from truing.core.errors import DataError
 from truing.core.text import harmless
 from truing.core.trees import ExampleKind, Tree
@@ -44,53 +46,81 @@ class Scored:
     """`chosen`, `rejected` or `completion`."""
     score: float
     tokens: int
+    members: tuple[float, ...] = ()
+    """The scores of an ensemble's members, in the order they were given; empty for a single reward model."""
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        written = {name: getattr(self, name) for name in self.__slots__}
+        return written if self.members else {name: value for name, value in written.items() if name != "members"}
 
 
 def score_file(
-    run: Path, files: Sequence[str], max_length: int | None, output: Path | None, reporter: Reporter
+    runs: Sequence[Path],
+    files: Sequence[str],
+    max_length: int | None,
+    output: Path | None,
+    reporter: Reporter,
+    *,
+    deviations: float = 1.0,
 ) -> list[str]:
     """Score every answer of the files; write one JSON object an answer; return sentences about them.
 
-    Rows are cut to `max_length` tokens, or to the length that the run was trained with.
+    Several runs are an ensemble: the score is their mean less so many of their standard deviations. They are in memory
+    one at a time. Rows are cut to `max_length` tokens, or to the shortest length that a run was trained with.
     """
-    opened = open_scorer(run)
-    settings = DataSettings(path=tuple(files), max_length=max_length or _trained_length(run))
-    kind = _kind(settings)
+    check_members(runs)
+    opened = open_scorer(runs[0])
+    settings = DataSettings(path=tuple(files), max_length=max_length or min(_trained_length(run) for run in runs))
     dataset = load(
         settings,
-        kind,
+        _kind(settings),
         opened.tokenizer,
         None,
         opened.loaded.end_tokens,
         lambda done, total: None,
         needed_by="truing score",
     )
-    scored = list(score_trees(opened.model, dataset.train, reporter))
+    trees = dataset.train
+    members = [tree_scores(opened.model, trees, reporter)]
+    del opened  # a member makes room for the next
+    members += [tree_scores(open_scorer(run).model, trees, reporter) for run in runs[1:]]
+    scores = torch.tensor(members, dtype=torch.float64)
+    scored = _scored(trees, scores, ensemble_score(scores, deviations))
     if output is not None:
         lines = "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in scored)
         replace_file(output, lines)
-    return [*(f"  {harmless(line)}" for line in dataset.report.lines()), *summary(scored)]
+    return [
+        *(f"  {harmless(line)}" for line in dataset.report.lines()),
+        *([] if len(runs) == 1 else describe_members([str(run) for run in runs], scored)),
+        *summary(scored),
+    ]
 
 
-def score_trees(model: LanguageModel, trees: Sequence[Tree], reporter: Reporter) -> Iterator[Scored]:
-    """Yield the scores of all completions of all trees, in order."""
+def tree_scores(model: LanguageModel, trees: Sequence[Tree], reporter: Reporter) -> list[float]:
+    """Scores of all completions of all trees, in the order of the trees."""
     reporter.begin("score", len(trees))
+    found: list[list[float]] = [[] for _ in trees]
     done = 0
     for rows in pack([tree.size for tree in trees], MICRO_TOKENS):
-        chosen = [trees[row] for row in rows]
-        scores = iter(batch_scores(model, model.collate(chosen)))
-        for tree in chosen:
-            for index, completion in enumerate(tree.completions):
-                assert tree.origin is not None
-                yield Scored(
-                    tree.origin.file, tree.origin.row, _role(tree, index), next(scores), len(completion.tokens)
-                )
+        scores = iter(batch_scores(model, model.collate([trees[row] for row in rows])))
+        for row in rows:
+            found[row] = [next(scores) for _ in trees[row].completions]
         done += len(rows)
         reporter.advance(done)
     reporter.end()
+    return [score for scores_of_tree in found for score in scores_of_tree]
+
+
+def _scored(trees: Sequence[Tree], members: Tensor, together: Tensor) -> list[Scored]:
+    """The answers of the trees with their scores: float64 [M, C] of each member, float64 [C] of all."""
+    answers = ((tree, index, part) for tree in trees for index, part in enumerate(tree.completions))
+    rows = []
+    for (tree, index, part), score, own in zip(answers, together.tolist(), members.T.tolist(), strict=True):
+        assert tree.origin is not None
+        name = _role(tree, index)
+        kept = tuple(own) if len(own) > 1 else ()
+        rows.append(Scored(tree.origin.file, tree.origin.row, name, score, len(part.tokens), kept))
+    return rows
 
 
 def batch_scores(model: LanguageModel, batch: Batch) -> list[float]:
@@ -104,10 +134,26 @@ def batch_scores(model: LanguageModel, batch: Batch) -> list[float]:
 def summary(scored: Sequence[Scored]) -> list[str]:
     """Mean and spread; for comparisons how often the chosen answer wins, and whether length is what wins."""
     values = np.array([row.score for row in scored])
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    lines = [f"{len(scored):,} answers: mean score {values.mean():.3f}, deviation {spread:.3f}"]
-    pairs = [(a, b) for a, b in pairwise(scored) if (a.answer, b.answer) == ("chosen", "rejected")]
+    lines = [f"{len(scored):,} answers: mean score {values.mean():.3f}, deviation {_spread(values):.3f}"]
+    pairs = [(scored[i], scored[i + 1]) for i in _pairs(scored)]
     return lines + agreement(pairs) if pairs else lines
+
+
+def describe_members(names: Sequence[str], scored: Sequence[Scored]) -> list[str]:
+    """A line for each member of an ensemble, and how far they lie apart on the same answer."""
+    scores = np.array([row.members for row in scored])  # float64 [C, M]
+    lines = []
+    for name, own in zip(names, scores.T, strict=True):
+        line = f"{name}: mean score {own.mean():.3f}, deviation {_spread(own):.3f}"
+        pairs = [(own[i], own[i + 1]) for i in _pairs(scored)]
+        lines.append(f"{line}, chosen above rejected in {_wins(np.array(pairs)).mean():.1%}" if pairs else line)
+    lines.append(f"the members differ by a deviation of {scores.std(axis=1).mean():.3f} on the same answer")
+    if float(np.ptp(scores.mean(axis=0))) > float(np.mean([_spread(own) for own in scores.T])):
+        lines.append(
+            "  their means lie further apart than their scores spread, so the lowest member decides alone; rewards are "
+            "known up to a constant, which objective: {use: reward, centering: 0.01} takes out when training"
+        )
+    return lines
 
 
 def agreement(pairs: Sequence[tuple[Scored, Scored]]) -> list[str]:
@@ -135,6 +181,16 @@ def calibration_error(differences: np.ndarray, wins: np.ndarray) -> float:
     confidence = 1 / (1 + np.exp(-differences))
     bins = [chunk for chunk in np.array_split(order, min(10, len(order))) if len(chunk)]
     return float(sum(len(c) * abs(confidence[c].mean() - wins[c].mean()) for c in bins) / len(order))
+
+
+def _pairs(scored: Sequence[Scored]) -> list[int]:
+    """Where a chosen answer is followed by its rejected one."""
+    return [i for i, (a, b) in enumerate(pairwise(scored)) if (a.answer, b.answer) == ("chosen", "rejected")]
+
+
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation of a sample; 0 of a single value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def _share(wins: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from truing.build.density import with_density_ratios
 from truing.build.environment import describe
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
@@ -23,6 +24,7 @@ from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
 from truing.models.lora.settings import AdapterSettings
 from truing.objectives.base import Objective
+from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.registry import create
 from truing.recipe.load import dump
 from truing.recipe.schema import Recipe, Stage
@@ -184,7 +186,8 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
     bare = TreeSource(
         ready.dataset.train, ready.plan, built.model.collate, lambda batch: batch, built.device, ready.total_steps
     )
-    annotate = _annotator(ready, run, bare, held_out, reporter)
+    reference = _annotator(ready, run, bare, held_out, reporter)
+    annotate = with_density_ratios(reference, ready, run, reporter)
     source = TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps)
     peak = ready.optim.lr or 0.0
     return Trainer(
@@ -206,7 +209,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         at_end=None
         if ready.general is None
         else Forgetting(ready.general, built, ready.plan.micro_tokens, run, reporter),
-        before_checkpoint=annotate.save if isinstance(annotate, ReferenceLogprobs) else None,
+        before_checkpoint=reference.save if isinstance(reference, ReferenceLogprobs) else None,
         sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
     )
 
@@ -215,11 +218,11 @@ def _annotator(
     ready: Assembled, run: RunDirectory, bare: TreeSource, held_out: Sequence[Batch], reporter: Reporter
 ) -> Annotate:
     """Return what fills the columns that the objective needs."""
-    unknown = set(ready.objective.needs) - {"ref_logprobs"}
+    unknown = set(ready.objective.needs) - {"ref_logprobs", DENSITY_RATIO}
     if unknown:
         raise RecipeError(
             f"objective {ready.objective.name} needs the column '{sorted(unknown)[0]}', which nothing here fills; "
-            "known: ref_logprobs"
+            f"known: ref_logprobs, {DENSITY_RATIO}"
         )
     if "ref_logprobs" not in ready.objective.needs:
         return lambda batch: batch

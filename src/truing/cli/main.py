@@ -117,13 +117,40 @@ def merge(run: Path, output: Path | None) -> None:
 @click.argument("run", type=FOLDER)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Write every score here, one JSON object a line.")
-@click.option("--max-length", type=click.IntRange(min=1), help="Tokens of a row; by default what RUN was trained with.")
-def score(run: Path, files: tuple[Path, ...], output: Path | None, max_length: int | None) -> None:
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Tokens of a row; by default what RUN was trained with, in an ensemble the shortest of them.",
+)
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    type=FOLDER,
+    metavar="RUN",
+    help="Another reward model of an ensemble, such as RUN with another seed; repeatable.",
+)
+@click.option(
+    "--deviations",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="An ensemble's score is the mean less so many standard deviations of its members.",
+)
+def score(
+    run: Path,
+    files: tuple[Path, ...],
+    output: Path | None,
+    max_length: int | None,
+    others: tuple[Path, ...],
+    deviations: float,
+) -> None:
     """Score the answers in FILES with the reward model of RUN; for comparisons, say how often it agrees."""
     from truing.build.score import score_file
     from truing.training.progress import reporter
 
-    for line in score_file(run, [str(file) for file in files], max_length, output, reporter()):
+    runs = (run, *others)
+    for line in score_file(runs, [str(file) for file in files], max_length, output, reporter(), deviations=deviations):
         click.echo(line)
 
 

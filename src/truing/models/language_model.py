@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from truing.core.batch import Batch, Layout, Outputs, Span, TreeSpans, collate
 from truing.core.errors import InputError, ModelError
-from truing.core.trees import Tree
+from truing.core.trees import IntArray, Tree
 from truing.models.attention import NAME, register
 from truing.models.heads import output_head
 from truing.models.kv_cache import Cache
@@ -115,6 +115,19 @@ class LanguageModel:
         hidden = self._hidden(batch, batch.predictors, batch.target_counts)
         logprobs = self._read_out(hidden, batch.targets, entropy=False, squares=False, temperature=1.0).logprobs
         return logprobs, self._distributions(hidden[chosen])
+
+    def prompt_states(self, prompts: Sequence[IntArray]) -> Tensor:
+        """Mean of the last hidden states over the tokens of each prompt: int32 [p] each → float32 [N, d]."""
+        batch = collate([Tree(prompt, ()) for prompt in prompts]).to(self.device)
+        spans = [tree.prompt for tree in batch.layout.trees]
+        longest = max((span.size for span in spans), default=0)
+        if self.sharing == "alone" or (self._limit is not None and longest > self._limit):
+            pieces = [batch.tokens[span.start : span.stop] for span in spans]
+            states = [self.body(p, torch.arange(len(p), device=p.device), self._single(p)) for p in pieces]
+        else:
+            hidden = self.body(batch.tokens, batch.positions, TreePlan(batch.layout))
+            states = [hidden[span.start : span.stop] for span in spans]
+        return torch.stack([part.float().mean(dim=0) for part in states])
 
     def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
         """Keep only layer inputs and recompute the rest in the backward pass.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from truing.core.batch import Batch, Outputs
+from truing.core.trees import IntArray
 from truing.models.language_model import LanguageModel
 from truing.models.lora.adapters import Adapters
 
@@ -24,6 +27,10 @@ class Role(Protocol):
         """Return log-probs of the target tokens, float32 [K]."""
         ...
 
+    def prompt_states(self, prompts: Sequence[IntArray]) -> Tensor:
+        """Return what it makes of each prompt, int32 [p]: the mean of its last hidden states, float32 [N, d]."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FullModel:
@@ -37,6 +44,9 @@ class FullModel:
 
     def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         return self.model.outputs(batch, entropy=entropy, squares=squares)
+
+    def prompt_states(self, prompts: Sequence[IntArray]) -> Tensor:
+        return self.model.prompt_states(prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +68,9 @@ class AdapterOverBase:
             self.adapters.train_layers(torch.is_grad_enabled())
         with self.adapters.use(self.adapter):
             return self.model.outputs(batch, entropy=entropy, squares=squares)
+
+    def prompt_states(self, prompts: Sequence[IntArray]) -> Tensor:
+        if self.drops:
+            self.adapters.train_layers(torch.is_grad_enabled())
+        with self.adapters.use(self.adapter):
+            return self.model.prompt_states(prompts)

@@ -19,6 +19,9 @@ from truing.objectives.pairwise import NOT_THE_START
 SHIFT = "reward_shift"
 """Column of one number, δ."""
 
+DENSITY_RATIO = "density_ratio"
+"""Column, float32 [C]: how much likelier an undesirable answer's prompt is among desirable ones; 1 for others."""
+
 KINDS = ("rewards/chosen", "rewards/rejected")
 """Metrics whose running means are remembered."""
 
@@ -27,15 +30,32 @@ class BCO(JudgedObjective):
     """L = −log σ(r − δ) for a desirable answer and −log σ(δ − r) for an undesirable one, r = β log π/π_ref.
 
     δ is half the sum of the running means of both kinds' rewards over the steps before (eq. 9).
+
+    Where good and bad answers have different prompts, `matching` weighs each undesirable answer by how much likelier
+    its prompt is among the desirable ones, p(x | D⁺) / p(x | D⁻), so that both terms are about the same prompts
+    (the first version of the paper, underlying distribution matching). The ratio is the odds of a logistic regression
+    on the hidden states of the stage's start; δ is that of the rewards as they come, without weights.
     """
 
     name: ClassVar[str] = "bco"
     paper: ClassVar[str] = "arXiv:2404.04656, eq. 9 and 12"
     purpose: ClassVar[str] = "Answers judged one at a time, sorted as a classifier would sort them."
-    avoid: ClassVar[str] = "Avoid when good and bad answers have different kinds of prompts: it learns the prompts."
+    avoid: ClassVar[str] = (
+        "Avoid when good and bad answers have different kinds of prompts, or set `matching`: it learns the prompts."
+    )
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Share of the old mean in the new one, for either kind."""
+    matching: bool = False
+    """Weigh undesirable answers so that their prompts count as they would among desirable ones."""
+    min_density_ratio: float = Field(default=0.5, gt=0, le=1)
+    """The weight of an undesirable answer at least."""
+    max_density_ratio: float = Field(default=10.0, ge=1)
+    """The weight of an undesirable answer at most."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*super().needs, DENSITY_RATIO) if self.matching else super().needs
 
     def for_labels(self, desirable: int, undesirable: int) -> Self:
         refuse_one_class(self.name, desirable, undesirable)
@@ -55,10 +75,16 @@ class BCO(JudgedObjective):
 
     def losses(self, judged: Judged, batch: Batch) -> Tensor:
         over = self.beta * judged.logratios - batch.column(SHIFT)
-        return -F.logsigmoid(torch.where(judged.desirable, over, -over))
+        losses = -F.logsigmoid(torch.where(judged.desirable, over, -over))
+        return self._weights(batch) * losses if self.matching else losses
 
     def figures(self, judged: Judged, batch: Batch) -> Mapping[str, Tensor]:
-        return {"delta": batch.column(SHIFT).expand(batch.num_completions)}
+        shift = {"delta": batch.column(SHIFT).expand(batch.num_completions)}
+        return {**shift, "weight": self._weights(batch)} if self.matching else shift
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), NOT_THE_START)
+        return expect_start(loss, math.log(2) * metrics.get("weight", 1.0), NOT_THE_START)
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """Weights of the answers, float32 [C]; the bounds leave the 1 of desirable answers as it is."""
+        return batch.column(DENSITY_RATIO).clamp(self.min_density_ratio, self.max_density_ratio)

@@ -116,6 +116,4 @@ def penalised(scores: Tensor, batches: Sequence[Batch], log_ratios: Sequence[Ten
 def by_token(advantages: Tensor, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
     """Give every token its completion's advantage: float32 [C] of all batches → column [K] of each."""
     own = torch.split(advantages, [batch.num_completions for batch in batches])
-    return [
-        {"advantages": advantage[batch.target_completion]} for advantage, batch in zip(own, batches, strict=True)
-    ]
+    return [{"advantages": advantage[batch.target_completion]} for advantage, batch in zip(own, batches, strict=True)]

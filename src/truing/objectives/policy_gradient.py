@@ -202,7 +202,9 @@ class PolicyGradient(RolloutObjective):
             return "the clip acts before the first update: the policy does not agree with its own samples"
         kl = metrics.get("objective/kl", 0.0)
         if abs(kl) > RATIO_TOLERANCE * max(1.0, metrics.get("completions/length", 1.0)):
-            return f"the first KL is {kl:.6g}, but must be 0: the reference is not the policy that this stage starts from"
+            return (
+                f"the first KL is {kl:.6g}, but must be 0: the reference is not the policy that this stage starts from"
+            )
         return None
 
     def _steered(self, beta: float, kl: float, completions: int) -> float:
@@ -213,7 +215,7 @@ class PolicyGradient(RolloutObjective):
 
 
 def log_ratio(batch: Batch) -> Tensor:
-    """log π_old − log π_ref of each target token: float32 [K]."""
+    """Log π_old − log π_ref of each target token: float32 [K]."""
     return batch.column("old_logprobs") - batch.column("ref_logprobs")
 
 

@@ -19,7 +19,10 @@ from truing.models.roles import Role
 
 
 class LogprobStore:
-    """Log-probs by tree digest. The file's name hashes all else they depend on: model, adapter, precision."""
+    """Log-probs, or other numbers of a row, by tree digest.
+
+    The file's name hashes all else they depend on: model, adapter, precision.
+    """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"

@@ -123,7 +123,7 @@ class RunDirectory:
 def _is_ours(entry: Path) -> bool:
     """Whether a run that has not made a step yet may have written this."""
     if entry.is_dir():
-        return entry.name in ("reference", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
+        return entry.name in ("reference", "density", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
     return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl")
 
 
