@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from truing.core.batch import Batch, Outputs, Totals
-from truing.core.reduce import Share, completion_lengths, metric
+from truing.core.reduce import Share, completion_lengths, metric, sum_by_completion
 from truing.objectives.policy_gradient import PolicyGradient, equal_groups, group_means
 
 SMALLEST = 1e-4
@@ -105,8 +105,6 @@ class GRPO(PolicyGradient):
 
 def penalised(scores: Tensor, batches: Sequence[Batch], log_ratios: Sequence[Tensor], beta: float) -> Tensor:
     """Scores less β times the log-ratio of their whole completion: float32 [C]."""
-    from truing.core.reduce import sum_by_completion
-
     if not beta:
         return scores
     kl = torch.cat([sum_by_completion(ratio, batch) for ratio, batch in zip(log_ratios, batches, strict=True)])

@@ -19,7 +19,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -95,6 +95,15 @@ class RolloutObjective(Objective):
         """Say why training ends with the rollout that gave these figures, or return None."""
         return None
 
+    def for_rollouts(self, max_new_tokens: int) -> Self:
+        """Return the objective with what it takes from the recipe's rollout section."""
+        return self
+
+    @property
+    def once(self) -> bool:
+        """Whether a rollout may serve one step only."""
+        return False
+
     def trained(self, step: int) -> tuple[str, ...]:
         """Roles whose weights move in a step: `policy`, `value`."""
         return ("policy",)
@@ -137,21 +146,15 @@ class PolicyGradient(RolloutObjective):
     def prepare(self, batches: Sequence[Batch], memory: Mapping[str, float]) -> Prepared:
         beta = self.coefficient(memory)
         kls = [log_ratio(batch) for batch in batches]
-        divergence = torch.cat([sum_by_completion(kl, batch) for kl, batch in zip(kls, batches, strict=True)])
         scores = torch.cat([self.shaped(batch) for batch in batches])
         columns, more = self.advantages(batches, scores, kls, beta if self.kl_estimator == "k1" else 0.0)
-        mean_kl = float(divergence.double().mean())
-        mean_score = float(scores.double().mean())
-        entropy = torch.cat([sum_by_completion(-batch.column("old_logprobs"), batch) for batch in batches])
-        ended = torch.cat([batch.column("ended") for batch in batches]).double()
+        figures = summary(batches)
+        mean_kl, mean_score = figures["objective/kl"], float(scores.double().mean())
         metrics = {
-            "objective/kl": mean_kl,
+            **figures,
             "objective/scores": mean_score,
             "objective/rlhf_reward": mean_score - beta * mean_kl,
-            "objective/entropy": float(entropy.double().mean()),
             "objective/kl_coef": beta,
-            "completions/length": sum(batch.num_targets for batch in batches) / max(len(scores), 1),
-            "completions/ended": float(ended.mean()),
             **more,
         }
         coefs = torch.full((1,), beta)
@@ -212,6 +215,15 @@ class PolicyGradient(RolloutObjective):
             return beta
         error = max(-0.2, min(0.2, kl / self.kl_target - 1))
         return beta * (1 + error * completions / self.kl_horizon)
+
+
+def summary(batches: Sequence[Batch]) -> dict[str, float]:
+    """Figures of a rollout's completions: their KL from the reference and entropy in nats a completion, and lengths."""
+    kl, entropy = (
+        torch.cat([sum_by_completion(of(batch), batch) for batch in batches]).double().mean()
+        for of in (log_ratio, lambda batch: -batch.column("old_logprobs"))
+    )
+    return {"objective/kl": float(kl), "objective/entropy": float(entropy)}
 
 
 def log_ratio(batch: Batch) -> Tensor:
