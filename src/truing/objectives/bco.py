@@ -33,9 +33,19 @@ class BCO(JudgedObjective):
     paper: ClassVar[str] = "arXiv:2404.04656, eq. 9 and 12"
     purpose: ClassVar[str] = "Answers judged one at a time, sorted as a classifier would sort them."
     avoid: ClassVar[str] = "Avoid when good and bad answers have different kinds of prompts: it learns the prompts."
+    watch: ClassVar[str] = (
+        "`delta` is δ: 0 on the first line, then it follows the middle between `rewards/chosen` and "
+        "`rewards/rejected`, which should come to lie above and below it. `rewards/margins` grows from 0, and "
+        "`eval_rewards/margins` with it; `loss` falls from ln 2."
+    )
+    failure: ClassVar[str] = (
+        JudgedObjective.failure
+        + "\n`rewards/margins` grows within a few steps while samples stay as they were: it tells the prompts apart, "
+        "not the answers. Give each prompt answers of both kinds, or take `kto`."
+    )
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the old mean in the new one, for either kind."""
+    """Share of the old mean in the new one, for either kind; 0.9 is a moderate choice."""
 
     def for_labels(self, desirable: int, undesirable: int) -> Self:
         refuse_one_class(self.name, desirable, undesirable)
@@ -60,5 +70,8 @@ class BCO(JudgedObjective):
     def figures(self, judged: Judged, batch: Batch) -> Mapping[str, Tensor]:
         return {"delta": batch.column(SHIFT).expand(batch.num_completions)}
 
+    def start(self) -> float:
+        return math.log(2)
+
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), NOT_THE_START)
+        return expect_start(loss, self.start(), NOT_THE_START)

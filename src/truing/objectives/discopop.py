@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.pairwise import LogRatioObjective, Pairs
+from truing.objectives.pairwise import LogRatioObjective, Pairs, PairwiseObjective
 
 
 class DiscoPOP(LogRatioObjective):
@@ -20,11 +20,21 @@ class DiscoPOP(LogRatioObjective):
     paper: ClassVar[str] = "arXiv:2406.08414, eq. 5"
     purpose: ClassVar[str] = "Comparisons; a loss found by search, logistic at small margins, exponential at large."
     avoid: ClassVar[str] = "Avoid where a loss must be explained: it is not convex, and was chosen by benchmark."
+    watch: ClassVar[str] = (
+        "First line: `rewards/margins` 0 and `rewards/accuracies` 0.5, for policy and reference are one. The loss "
+        "slopes the wrong way there: a margin below 0.07 is drawn to −0.12, one above it outwards (τ 0.05). Both "
+        "figures may go down before they go up; `eval_rewards/accuracies` should end at 0.6 to 0.8."
+    )
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + "\n`rewards/margins` settles near −0.12 and `loss` near 0.786: the run sits in that hollow. A `tau` of 0.12 "
+        "or more has none; or take `dpo`."
+    )
 
     beta: float = Field(default=0.05, gt=0)
-    """Scale of the difference of log-ratios; 0.05 in the paper."""
+    """Scale of the difference of log-ratios; 0.05 in the paper (appendix B.1)."""
     tau: float = Field(default=0.05, gt=0, lt=1)
-    """Width of the turn from one loss to the other; 0.05 in the paper."""
+    """Width of the turn from one loss to the other; 0.05 in the paper (appendix E)."""
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
         z = self.beta * (pairs.chosen_logratio - pairs.rejected_logratio)
