@@ -19,16 +19,17 @@ class DiscoPOP(LogRatioObjective):
     name: ClassVar[str] = "discopop"
     paper: ClassVar[str] = "arXiv:2406.08414, eq. 5"
     purpose: ClassVar[str] = "Comparisons; a loss found by search, logistic at small margins, exponential at large."
-    avoid: ClassVar[str] = "Avoid where a loss must be explained: it is not convex, and was chosen by benchmark."
+    avoid: ClassVar[str] = "Avoid where a loss must be explained, and at the paper's `tau`: it may learn the reverse."
     watch: ClassVar[str] = (
-        "First line: `rewards/margins` 0 and `rewards/accuracies` 0.5, for policy and reference are one. The loss "
-        "slopes the wrong way there: a margin below 0.07 is drawn to −0.12, one above it outwards (τ 0.05). Both "
-        "figures may go down before they go up; `eval_rewards/accuracies` should end at 0.6 to 0.8."
+        "First line: `rewards/margins` 0 and `rewards/accuracies` 0.5, for policy and reference are one. Then both "
+        "should rise, and `eval_rewards/accuracies` settle at 0.6 to 0.8."
+        "\nThat is not given: at τ 0.05 the loss slopes the wrong way at its start. A pair's margin below 0.07 is "
+        "drawn to −0.12, one above it outwards."
     )
     failure: ClassVar[str] = (
         PairwiseObjective.failure
-        + "\n`rewards/margins` settles near −0.12 and `loss` near 0.786: the run sits in that hollow. A `tau` of 0.12 "
-        "or more has none; or take `dpo`."
+        + "\n`rewards/margins` below 0 and `eval_rewards/accuracies` below 0.5: the run sits in that hollow and learns "
+        "the preference backwards. A `tau` of 0.12 or more has no hollow; or take `dpo`."
     )
 
     beta: float = Field(default=0.05, gt=0)

@@ -18,8 +18,8 @@ class SPPO(LogRatioObjective):
     purpose: ClassVar[str] = "Comparisons of the model's own samples, round after round."
     avoid: ClassVar[str] = "Avoid for answers from elsewhere: a fixed target in nats suits the model's own samples."
     watch: ClassVar[str] = (
-        "`loss` starts at 1/(2β²), 500,000 by default, and falls by a few per cent: the targets are 1/(2β), 500 nats, "
-        "away. `grad_norm` is large throughout, and each step is scaled down to `optim.max_grad_norm`."
+        "`loss` starts at 1/(2β²), 500,000 by default, and falls by a few per cent at most: the targets are 1/(2β), "
+        "500 nats, away. `grad_norm` is large throughout, and each step is scaled down to `optim.max_grad_norm`."
         "\nRewards are β times the log-ratio: `rewards/chosen` should rise above 0 and `rewards/rejected` fall below "
         "it, by thousandths (0.005 is 5 nats); `eval_rewards/accuracies` rises from 0.5."
     )
