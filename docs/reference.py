@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 from pydantic import BaseModel
 
-from truing.build.methods import describe
+from truing.build.methods import MethodText, written
 from truing.cli.main import cli
 from truing.core.settings import settings_in
+from truing.core.trees import ExampleKind
+from truing.objectives.base import Objective
 from truing.objectives.registry import discover
 from truing.recipe.schema import Recipe, Stage
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/reference.py from the code; edit the docstrings there. -->\n\n"
+
+METRICS = """\
+## Reading the figures
+
+A line of `metrics.jsonl` is one step; the first is that of the first step before its update. The pages speak of these
+figures:
+
+| figure | meaning |
+|---|---|
+| `loss` | of the step, as the page's formula says |
+| `rewards/chosen`, `rewards/rejected` | mean reward that the method gives an answer; mostly β log π/π_ref |
+| `rewards/margins`, `rewards/accuracies` | their difference, and how often it is positive |
+| `logps/chosen`, `logps/rejected` | mean log-prob of an answer, summed over its tokens |
+| `eval_` before any of these | the same on held-out rows, which `data.holdout` or `data.eval_path` gives |
+| `grad_norm` | of the step's gradient, before it is scaled down to `optim.max_grad_norm` |
+
+Of judged answers `chosen` are the desirable and `rejected` the undesirable. Log-probs and log-ratios are in nats.
+Typical values are those of common models and data, not limits: compare a run with its own first lines and with the
+samples in `samples.jsonl`, for a lower loss is not yet a better model.
+"""
 
 
 def recipe_page() -> str:
@@ -32,8 +56,8 @@ def recipe_page() -> str:
         "",
         "| key | default | meaning |",
         "|---|---|---|",
-        f"| `output` | null | {_text(Recipe.model_fields['output'].description)} |",
-        f"| `stages` | the file itself is one stage | {_text(Recipe.model_fields['stages'].description)} |",
+        f"| `output` | null | {_cell(Recipe.model_fields['output'].description)} |",
+        f"| `stages` | the file itself is one stage | {_cell(Recipe.model_fields['stages'].description)} |",
         *_rows(Stage, ""),
     ]
     return "\n".join(lines) + "\n"
@@ -43,32 +67,84 @@ def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in cls.model_fields.items():
         inner = settings_in(field.annotation)
         if inner is not None:
-            yield f"| **`{prefix}{name}`** | | {_text(field.description)} |"
+            yield f"| **`{prefix}{name}`** | | {_cell(field.description)} |"
             yield from _rows(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else f"`{_yaml(field.default)}`"
-        yield f"| `{prefix}{name}` | {default} | {_text(field.description)} |"
+        default = "required" if field.is_required() else f"`{written(field.default)}`"
+        yield f"| `{prefix}{name}` | {default} | {_cell(field.description)} |"
 
 
-def _yaml(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[]" if not value else str(list(value))
-    return "''" if value == "" else str(value)
-
-
-def _text(description: str | None) -> str:
+def _cell(description: str | None) -> str:
+    """Text that fits into a cell of a table."""
     return " ".join((description or "").split()).replace("|", "\\|")
 
 
-def methods_page() -> str:
-    """What `truing methods NAME` prints, for all of them."""
-    parts = ["# Methods\n\nThe same text as `truing methods NAME`.\n"]
-    parts += [f"## {name}\n\n```text\n{describe(name)}\n```\n" for name in discover()]
-    return "\n".join(parts)
+def methods_index() -> str:
+    """All methods in one table, and what their pages' figures mean."""
+    known = discover()
+    kinds = get_args(ExampleKind)
+    rows = [
+        f"| [{name}](methods/{name}.md) | {_cell(cls.purpose)} | {cls.examples}s | {_linked(cls.paper)} |"
+        for name, cls in sorted(known.items(), key=lambda item: (kinds.index(item[1].examples), item[0]))
+    ]
+    lines = [
+        "# Methods",
+        "",
+        "A page for each says what `truing methods NAME` prints.",
+        "",
+        "| method | for | learns from | source |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        METRICS,
+    ]
+    return "\n".join(lines)
+
+
+def method_page(objective: type[Objective]) -> str:
+    """What `truing methods NAME` prints, with links."""
+    text = MethodText.of(objective)
+    file = f"src/{objective.__module__.replace('.', '/')}.py"
+    facts = [
+        *text.facts,
+        ("code", f"[{Path(file).name}](../../{file})"),
+        ("recipe", f"`objective: {{use: {text.name}}}`"),
+    ]
+    parts = [
+        f"# {text.name}",
+        _methods_linked(text.purpose),
+        _methods_linked(text.avoid),
+        _equation(text.equation),
+        *(_linked(_methods_linked(paragraph)) for paragraph in text.explanation),
+        "\n".join(["| | |", "|---|---|", *(f"| {about} | {_linked(_cell(fact))} |" for about, fact in facts)]),
+    ]
+    if text.fields:
+        rows = [f"| `{f.name}` | `{f.default}` | {_linked(_cell(f.meaning))} |" for f in text.fields]
+        parts.append("\n".join(["## Fields", "", "| field | default | meaning |", "|---|---|---|", *rows]))
+    for title, remarks in (("What to watch", text.watch), ("Signs of failure", text.failure)):
+        if remarks:
+            parts.append(f"## {title}\n\n{_remarks(remarks)}")
+    parts.append("What the figures mean, and all other methods: [Methods](../methods.md).")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _equation(text: str) -> str:
+    return f"```text\n{text.replace('`', '')}\n```" if "=" in text else text
+
+
+def _remarks(remarks: Sequence[str]) -> str:
+    linked = [_methods_linked(remark) for remark in remarks]
+    return linked[0] if len(linked) == 1 else "\n".join(f"- {remark}" for remark in linked)
+
+
+def _methods_linked(text: str) -> str:
+    """The names of methods in backquotes become links."""
+    known = discover()
+    return re.sub(r"`(\w+)`", lambda found: f"[{found[1]}]({found[1]}.md)" if found[1] in known else found[0], text)
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def command_page() -> str:
@@ -83,22 +159,51 @@ def _help(command: click.Command, name: str) -> str:
     return f"```text\n$ {name} --help\n{command.get_help(context)}\n```\n"
 
 
-PAGES = {"recipe.md": recipe_page, "methods.md": methods_page, "commands.md": command_page}
+def pages() -> dict[str, str]:
+    """Every page by its path in this folder."""
+    contents = {
+        "recipe.md": recipe_page(),
+        "methods.md": methods_index(),
+        "commands.md": command_page(),
+        **{f"methods/{name}.md": method_page(cls) for name, cls in discover().items()},
+    }
+    return {name: NOTE + content for name, content in contents.items()}
+
+
+def outdated(folder: Path) -> list[str]:
+    """Names of pages that do not say what the code says, or whose method is no more."""
+    old = [
+        name
+        for name, content in pages().items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != content
+    ]
+    return old + [str(file.relative_to(folder)) for file in _orphans(folder)]
+
+
+def write(folder: Path) -> None:
+    """Write every page, and remove those of methods that are no more."""
+    for name, content in pages().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    for file in _orphans(folder):
+        file.unlink()
+
+
+def _orphans(folder: Path) -> list[Path]:
+    """Pages that this program wrote and would not write again."""
+    known = {folder / name for name in pages()}
+    found = sorted(folder.glob("*.md")) + sorted((folder / "methods").glob("*.md"))
+    return [file for file in found if file not in known and file.read_text(encoding="utf-8").startswith(NOTE)]
 
 
 def main() -> None:
     """Write the pages, or with `--check` exit 1 if one does not say what the code says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    old = []
-    for name, page in PAGES.items():
-        content = NOTE + page()
-        file = HERE / name
-        if check and (not file.is_file() or file.read_text(encoding="utf-8") != content):
-            old.append(name)
-        elif not check:
-            file.write_text(content, encoding="utf-8")
+    if not parser.parse_args().check:
+        write(HERE)
+        return
+    old = outdated(HERE)
     if old:
         sys.exit(f"docs are older than the code: {', '.join(old)}; run `make docs`")
 

@@ -112,10 +112,26 @@ def test_a_missing_column_is_named(objective: Objective) -> None:
         assert torch.isfinite(step_of(objective, [given])[0])
 
 
-def test_every_objective_states_its_source_and_purpose() -> None:
+@everything
+def test_the_first_loss_and_figures_are_as_stated_where_policy_and_reference_are_one(
+    objective: Objective,
+) -> None:
+    rng = np.random.default_rng(11)
+    batch = collate(trees_for(objective, rng, 6))
+    policy, _ = random_columns(batch, rng)
+    loss, metrics = step_of(objective, told([batch], policy, policy.detach()))
+    if objective.start() is not None:
+        assert loss.item() == pytest.approx(objective.start(), rel=1e-6)
+    if "First line: `rewards/margins` 0 and `rewards/accuracies` 0.5" in objective.watch:
+        assert metrics["rewards/margins"] == 0.0
+        assert metrics["rewards/accuracies"] == 0.5
+
+
+def test_every_objective_states_its_source_its_purpose_and_what_to_watch() -> None:
     assert {"sft", "dpo", "ipo", "simpo", "orpo", "kto", "bco", "aot", "wpo"} <= set(discover())
     for name, cls in ALL:
         assert cls.paper, name
-        assert cls.purpose.endswith("."), name
+        for text in (cls.purpose, cls.avoid, cls.watch, cls.failure):
+            assert text.endswith("."), name
         for field_name, field in cls.model_fields.items():
             assert field.description, f"{name}.{field_name} has no docstring"

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from truing.core.batch import Batch, Outputs
-from truing.objectives.pairwise import LogRatioObjective, Pairs
+from truing.objectives.pairwise import FROM_ZERO, LogRatioObjective, Pairs
 
 PARTNERS = "aot_partners"
 """Column, float32 [P] or [P, 2]: what stands at the same rank on the other side."""
@@ -29,9 +29,19 @@ class AOT(LogRatioObjective):
     paper: ClassVar[str] = "arXiv:2406.05882, paired"
     purpose: ClassVar[str] = "Comparisons, where answers should be better as a distribution rather than pair by pair."
     avoid: ClassVar[str] = "Avoid small steps: a distribution of a few pairs says little."
+    watch: ClassVar[str] = (
+        FROM_ZERO
+        + "\n`rewards/margins` is also the mean difference over ranks, which AOT moves; `rewards/accuracies` compares "
+        "pair by pair, which it does not, and may lag."
+    )
+    failure: ClassVar[str] = (
+        LogRatioObjective.failure
+        + "\n`loss` jumps from line to line: a few pairs are no distribution. `batch.examples` 64 or more (8 by "
+        "default)."
+    )
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """ε, as in cDPO."""
+    """ε, as in cDPO; the paper has none."""
 
     def look_ahead(self, outputs: Sequence[Outputs], batches: Sequence[Batch]) -> Sequence[Mapping[str, Tensor]]:
         found = [

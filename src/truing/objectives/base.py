@@ -29,6 +29,10 @@ class Objective(Settings, ABC):
     """What it is for, in one sentence."""
     avoid: ClassVar[str] = ""
     """When not to use it, in one sentence."""
+    watch: ClassVar[str] = ""
+    """Which figures of metrics.jsonl tell that it works, and what they usually are. One remark a line."""
+    failure: ClassVar[str] = ""
+    """How it goes wrong, how that looks in the figures, and the remedy. One sign a line."""
     examples: ClassVar[ExampleKind]
     """The kind of rows it learns from."""
     learning_rate: ClassVar[float] = 1e-5
@@ -104,12 +108,16 @@ class Objective(Settings, ABC):
         """Return figures of a step that follow from its others."""
         return {}
 
-    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        """Say what is wrong with the first step's figures, or return None.
+    def start(self) -> float | None:
+        """Return the loss of the first step, where it is known: before the first update policy and reference are one.
 
-        Before the first update policy and reference are the same, so many losses have a known value; another value
-        means that the reference is not the starting policy, or that the batch is not what the loss thinks it is.
+        Another value means that the reference is not the starting policy, or that the batch is not what the loss thinks
+        it is.
         """
+        return None
+
+    def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
+        """Say what is wrong with the first step's figures, or return None."""
         return None
 
 

@@ -43,9 +43,19 @@ class BCO(JudgedObjective):
     avoid: ClassVar[str] = (
         "Avoid when good and bad answers have different kinds of prompts, or set `matching`: it learns the prompts."
     )
+    watch: ClassVar[str] = (
+        "`delta` is δ: 0 on the first line, then it follows the middle between `rewards/chosen` and "
+        "`rewards/rejected`, which should come to lie above and below it. `rewards/margins` grows from 0, and "
+        "`eval_rewards/margins` with it; `loss` falls from ln 2."
+    )
+    failure: ClassVar[str] = (
+        JudgedObjective.failure
+        + "\n`rewards/margins` grows within a few steps while samples stay as they were: it tells the prompts apart, "
+        "not the answers. Set matching: true, give each prompt answers of both kinds, or take `kto`."
+    )
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the old mean in the new one, for either kind."""
+    """Share of the old mean in the new one, for either kind; 0.9 is a moderate choice."""
     matching: bool = False
     """Weigh undesirable answers so that their prompts count as they would among desirable ones."""
     min_density_ratio: float = Field(default=0.5, gt=0, le=1)
@@ -82,8 +92,11 @@ class BCO(JudgedObjective):
         shift = {"delta": batch.column(SHIFT).expand(batch.num_completions)}
         return {**shift, "weight": self._weights(batch)} if self.matching else shift
 
+    def start(self) -> float:
+        return math.log(2)
+
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2) * metrics.get("weight", 1.0), NOT_THE_START)
+        return expect_start(loss, self.start() * metrics.get("weight", 1.0), NOT_THE_START)
 
     def _weights(self, batch: Batch) -> Tensor:
         """Weights of the answers, float32 [C]; the bounds leave the 1 of desirable answers as it is."""

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.pairwise import LogRatioObjective, Pairs, chosen_nll
+from truing.objectives.pairwise import LogRatioObjective, Pairs, PairwiseObjective, chosen_nll
+
+UNLEARNED = (
+    "\n`rewards/chosen` falls by more than 0.1 to 0.2 nat a token (−1 to −2 at β 0.1 and 100 tokens): the chosen "
+    "answers are unlearned too. `sft_weight` 0.2 to 1, or a lower `optim.lr`."
+)
+"""A sign of failure with the remedy that DPO and its variants have."""
 
 
 class DPO(LogRatioObjective):
@@ -18,16 +24,24 @@ class DPO(LogRatioObjective):
     name: ClassVar[str] = "dpo"
     paper: ClassVar[str] = "arXiv:2305.18290, eq. 7; label smoothing as in its authors' cDPO note"
     purpose: ClassVar[str] = "Learn from comparisons in one stage, without a reward model or sampling."
-    avoid: ClassVar[str] = "Avoid when chosen answers are systematically longer (simpo) or the labels are noisy (ipo)."
+    avoid: ClassVar[str] = "Avoid when chosen answers are systematically longer (`simpo`) or labels are noisy (`ipo`)."
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + UNLEARNED
+        + "\nSamples grow longer and longer: the chosen answers are the longer ones. Take `ld_dpo`, `dpo_norm` or "
+        "`simpo`."
+    )
 
     beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference; 0.1 in the paper, 0.01 in Zephyr."""
+    """Strength of the pull to the reference; 0.1 in DPO's paper (appendix B), 0.01 in Zephyr."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """ε, the share of pairs believed to be labelled the wrong way round (cDPO)."""
+    """ε, the share of pairs believed to be labelled the wrong way round (cDPO); 0 in DPO's paper."""
     reference_free: bool = False
-    """Leave π_ref out. Often printed, rarely meant: it spends its gradient on long answers."""
+    """Leave π_ref out, which DPO's paper does not. Often printed, rarely meant: it spends its gradient on long
+    answers."""
     sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the per-token NLL of the chosen answer, averaged over pairs (arXiv:2404.19733, eq. 1)."""
+    """Weight of the per-token NLL of the chosen answer, averaged over pairs: 1 in arXiv:2404.19733, eq. 1, 0 in
+    DPO's paper."""
 
     @property
     def needs(self) -> tuple[str, ...]:

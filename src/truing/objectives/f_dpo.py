@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from truing.objectives.pairwise import LogRatioObjective, Pairs
+from truing.objectives.pairwise import FROM_ZERO, LogRatioObjective, Pairs, PairwiseObjective
 
 LARGEST_EXPONENT = 60.0
 """Beyond this u^−α no longer has a useful float32 gradient."""
@@ -27,11 +27,21 @@ class FDPO(LogRatioObjective):
     paper: ClassVar[str] = "arXiv:2309.16240, eq. 11 and table 1"
     purpose: ClassVar[str] = "Comparisons, with another balance of alignment and variety than the reverse KL's."
     avoid: ClassVar[str] = "Avoid the forward KL on long answers: 1/u of a sequence spans too many orders of magnitude."
+    watch: ClassVar[str] = (
+        FROM_ZERO
+        + "\nRewards are β f'(u), 0 at u = 1, with a ceiling: β ln 2 under js (0.07 by default), β under forward_kl, "
+        "β/α under alpha. Most of a growing margin is therefore `rewards/rejected`, falling."
+    )
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + "\n`grad_norm` spikes and `rewards/chosen` lies far below 0, under forward_kl or a large `alpha`: u^−α "
+        "explodes for a chosen answer that fell by some nats. `divergence` js, a lower `optim.lr`."
+    )
 
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js"
-    """Which f."""
+    """Which f; js, which lies between the reverse and the forward KL, is a moderate choice."""
     alpha: float = Field(default=0.5, gt=0, le=1)
-    """α of the α-divergence, as in the paper (1 minus the coefficient of TRL)."""
+    """α of the α-divergence, as in the paper (1 minus the coefficient of TRL); 0.5 is TRL's default."""
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
         chosen, rejected = self.implicit_rewards(pairs)

@@ -18,6 +18,16 @@ class Hinge(LogRatioObjective):
     paper: ClassVar[str] = "arXiv:2309.06657, eq. 7 (SLiC, arXiv:2305.10425, with log-ratios)"
     purpose: ClassVar[str] = "Comparisons where pairs that are already decided should stop pulling."
     avoid: ClassVar[str] = "Avoid with few pairs: once all have their margin nothing is learned."
+    watch: ClassVar[str] = (
+        LogRatioObjective.watch
+        + "\n`loss` falls from 1 towards 0 as pairs reach a margin of 1; `rewards/margins` slows there, for decided "
+        "pairs pull no more."
+    )
+    failure: ClassVar[str] = (
+        LogRatioObjective.failure
+        + "\n`loss` and `grad_norm` near 0: all pairs are decided, and the rest of the run does nothing. Stop, or a "
+        "smaller `beta`, which asks for a wider difference."
+    )
 
     beta: float = Field(default=0.05, gt=0)
     """γ of the paper: a pair is decided at a difference of 1/β nats; 0.05 in RSO."""

@@ -37,12 +37,22 @@ class Judged:
 class JudgedObjective(Objective):
     """A loss on answers that are desirable or not: a subclass says what each costs, this averages over the step."""
 
+    watch: ClassVar[str] = (
+        "`rewards/chosen` and `rewards/rejected`, the mean rewards of desirable and undesirable answers, start at 0; "
+        "`rewards/margins`, their difference, should grow, and `eval_rewards/margins` with it."
+    )
+    failure: ClassVar[str] = (
+        "`rewards/margins` grows while `eval_rewards/margins` stands still, or `eval_loss` rises: the answers are "
+        "learned by heart. Fewer `optim.epochs`, a lower `optim.lr`."
+        "\n`rewards/chosen` falls with `rewards/rejected`: good answers are unlearned with the bad. A lower "
+        "`optim.lr`, a higher `beta`; look whether the labels are the right way round."
+    )
     examples: ClassVar[ExampleKind] = "judgement"
     learning_rate: ClassVar[float] = 5e-7
     learning_rate_range: ClassVar[tuple[float, float]] = (5e-8, 5e-5)
 
     beta: float = Field(default=0.1, gt=0)
-    """Scale of the implicit reward β log π/π_ref."""
+    """Scale of the implicit reward β log π/π_ref; 0.1 in KTO's paper, 0.01 in BCO's."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -32,13 +32,27 @@ class KTO(JudgedObjective):
     name: ClassVar[str] = "kto"
     paper: ClassVar[str] = "arXiv:2402.01306, eq. 8"
     purpose: ClassVar[str] = "Answers judged one at a time, as by thumbs up and down; also where one kind is rare."
-    avoid: ClassVar[str] = "Avoid when clean comparisons are at hand and complete: dpo uses their direction."
+    avoid: ClassVar[str] = "Avoid when clean comparisons are at hand and complete: `dpo` uses their direction."
+    watch: ClassVar[str] = (
+        "`kl` is z0 in nats: 0 on the first line, then slowly growing. `rewards/chosen` and `rewards/rejected` start "
+        "at 0; the first should hold or rise and the second fall, so that `rewards/margins` grows, and "
+        "`eval_rewards/margins` with it."
+        "\nWhere the counts of labels give weights of 1 the first `loss` is 0.5, and it stays between 0 and 1; other "
+        "weights scale it."
+    )
+    failure: ClassVar[str] = (
+        JudgedObjective.failure
+        + "\nBoth rewards fall and `kl` stays at 0, where it is clamped: even the answers of other prompts grow less "
+        "likely. The same remedy."
+        "\n`kl` above 10: far from the start. A lower `optim.lr`, a higher `beta`."
+        "\n`kl` jumps from line to line: too few answers to average over. A larger `batch.examples`."
+    )
     mismatches: ClassVar[bool] = True
 
     desirable_weight: float | None = Field(default=None, gt=0)
     """λ_D; by default, like `undesirable_weight`, set from the counts so that λ_D n_D / (λ_U n_U) is in [1, 3/2]."""
     undesirable_weight: float | None = Field(default=None, gt=0)
-    """λ_U."""
+    """λ_U; by default set together with `desirable_weight`."""
 
     def for_labels(self, desirable: int, undesirable: int) -> Self:
         refuse_one_class(self.name, desirable, undesirable)

@@ -11,17 +11,30 @@ from torch import Tensor
 
 from truing.core.batch import Batch, Outputs
 from truing.core.reduce import sum_of_first
-from truing.objectives.dpo import DPO
-from truing.objectives.pairwise import Pairs
+from truing.objectives.dpo import DPO, UNLEARNED
+from truing.objectives.pairwise import FROM_ZERO, Pairs, PairwiseObjective
 
 
 class LDDPO(DPO):
-    """DPO in which tokens beyond the length of the pair's shorter answer count `ld_alpha` times."""
+    """L = −log σ(β[h⁺ − h⁻]), h = Σ log π/π_ref over the first l tokens + α Σ over the rest, l the shorter's length.
+
+    DPO in which tokens beyond the length of the pair's shorter answer count `ld_alpha` times.
+    """
 
     name: ClassVar[str] = "ld_dpo"
     paper: ClassVar[str] = "arXiv:2409.06411, eq. 10–12"
     purpose: ClassVar[str] = "Comparisons whose chosen answers are longer, where DPO would teach length."
     avoid: ClassVar[str] = "Avoid where what matters stands at the end of long answers: it is heard less."
+    watch: ClassVar[str] = (
+        FROM_ZERO + "\nRewards count tokens beyond the shorter answer's length `ld_alpha` times; `logps/chosen` and "
+        "`logps/rejected` count all."
+        "\nThe length of answers in samples.jsonl should stay what it was: that is what the method is for."
+    )
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + UNLEARNED
+        + "\nSamples still grow longer: a smaller `ld_alpha`. Long answers end badly: a larger one."
+    )
 
     ld_alpha: float = Field(default=0.5, ge=0, le=1)
     """α, the weight of the excess: 1 is DPO; 0.4 to 0.6 did best in the paper."""

@@ -48,6 +48,19 @@ class MPO(Objective):
     paper: ClassVar[str] = "arXiv:2411.10442, eq. 2; weights of its section 4"
     purpose: ClassVar[str] = "Comparisons, when one loss is not enough: any sum of losses, each with a weight."
     avoid: ClassVar[str] = "Avoid as a cure for a loss that fails alone; then data or settings are wrong."
+    watch: ClassVar[str] = (
+        "Each term has its own figure before its weight, by default `loss/dpo` and `loss/bco_pair`; all should fall. "
+        "The second starts at 2 ln 2, the first at ln 2 plus 1.25 times the NLL of a token."
+        "\n`rewards/margins`, `rewards/accuracies` and the rest are those of the first term, and are read as on its "
+        "page."
+    )
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + "\nOne term falls while another rises: they disagree. Lower the weight of the one that matters less, or "
+        "leave it out."
+        "\nOne term is many times the size of the others: it makes the gradient alone. Bring them together with the "
+        "weights."
+    )
     examples = PairwiseObjective.examples
     learning_rate: ClassVar[float] = PairwiseObjective.learning_rate
     learning_rate_range: ClassVar[tuple[float, float]] = PairwiseObjective.learning_rate_range
@@ -59,7 +72,8 @@ class MPO(Objective):
         ),
         min_length=1,
     )
-    """Losses with their weights and fields, such as `[{use: dpo, weight: 0.8}, {use: simpo, weight: 0.2}]`."""
+    """Losses with their weights and fields, such as `[{use: dpo, weight: 0.8}, {use: simpo, weight: 0.2}]`; by
+    default the paper's."""
 
     _parts: tuple[Objective, ...] = PrivateAttr(default=())
     _keys: tuple[str, ...] = PrivateAttr(default=())

@@ -18,12 +18,23 @@ class ORPO(PairwiseObjective):
     name: ClassVar[str] = "orpo"
     paper: ClassVar[str] = "arXiv:2403.07691, eq. 2–7 (β is the paper's λ)"
     purpose: ClassVar[str] = "Comparisons without an SFT stage before: instruction and preference in one, no reference."
-    avoid: ClassVar[str] = "Avoid after an SFT stage that already fits the chosen answers; dpo has more to give there."
+    avoid: ClassVar[str] = "Avoid after an SFT stage that already fits the chosen answers; `dpo` has more to give."
+    watch: ClassVar[str] = (
+        "`loss` is mostly the NLL of the chosen answers per token and falls as in `sft`; the odds ratio adds β ln 2, "
+        "0.07, where both answers are equally likely."
+        "\n`logps/chosen` should rise, and `rewards/margins`, β times the difference of mean log-probs, from near 0 as "
+        "well."
+    )
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + "\n`logps/rejected` rises as fast as `logps/chosen`: the NLL teaches what both answers share. A higher "
+        "`beta`."
+    )
     learning_rate: ClassVar[float] = 5e-6
     learning_rate_range: ClassVar[tuple[float, float]] = (5e-7, 1e-4)
 
     beta: float = Field(default=0.1, gt=0)
-    """λ of the paper: weight of the odds-ratio term."""
+    """λ of the paper: weight of the odds-ratio term; 0.1 is TRL's default."""
 
     @property
     def needs(self) -> tuple[str, ...]:

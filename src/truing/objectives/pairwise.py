@@ -19,6 +19,12 @@ from truing.objectives.base import Objective, expect_start
 NOT_THE_START = "the reference is not the policy that this stage starts from"
 """What another first loss means, for a loss that knows its value at log-ratios of zero."""
 
+FROM_ZERO = (
+    "First line: `rewards/margins` 0 and `rewards/accuracies` 0.5, for policy and reference are one. Then the margin "
+    "grows slowly, and `eval_rewards/accuracies` settles at 0.6 to 0.8."
+)
+"""What to watch wherever rewards are measured from the reference."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
@@ -65,6 +71,15 @@ class Pairs:
 class PairwiseObjective(Objective):
     """A loss on comparisons: a subclass says what one pair costs, this class averages over the step's pairs."""
 
+    watch: ClassVar[str] = (
+        "`rewards/accuracies`, the share of pairs whose chosen answer has the higher reward (ties count half), and "
+        "`rewards/margins` should rise, on held-out rows too: `eval_rewards/accuracies`."
+    )
+    failure: ClassVar[str] = (
+        "`rewards/accuracies` above 0.95 with a flat `eval_rewards/accuracies`, or a rising `eval_loss`: the pairs are "
+        "learned by heart. Fewer `optim.epochs`, a lower `optim.lr`."
+        "\n`rewards/margins` stays where it began: a higher `optim.lr`; if that does not help, look at the pairs."
+    )
     examples: ClassVar[ExampleKind] = "comparison"
     learning_rate: ClassVar[float] = 5e-7
     learning_rate_range: ClassVar[tuple[float, float]] = (5e-8, 5e-5)
@@ -107,15 +122,22 @@ class PairwiseObjective(Objective):
 class LogRatioObjective(PairwiseObjective):
     """A loss on comparisons whose reward is r = β log π/π_ref."""
 
+    watch: ClassVar[str] = (
+        FROM_ZERO
+        + "\n`rewards/chosen` often falls a little while `rewards/rejected` falls further. Divided by β it is "
+        "the change of a chosen answer's log-prob, in nats."
+    )
+    failure: ClassVar[str] = (
+        PairwiseObjective.failure
+        + "\n`rewards/chosen` falls by more than 0.1 to 0.2 nat a token (−1 to −2 at β 0.1 and 100 tokens): the chosen "
+        "answers are unlearned too. A lower `optim.lr`, a higher `beta`, or `dpo` with `sft_weight`."
+    )
+
     beta: float = Field(default=0.1, gt=0)
-    """Scale of the log-ratio: strength of the pull to the reference."""
+    """Scale of the log-ratio: strength of the pull to the reference; 0.1 as in DPO's paper."""
 
     def implicit_rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-    def start(self) -> float | None:
-        """Return the loss at log-ratios of zero, which the first step must have; None where it depends on the data."""
-        return None
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
         start = self.start()

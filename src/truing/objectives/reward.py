@@ -29,6 +29,21 @@ class Reward(Objective):
     paper: ClassVar[str] = "arXiv:2203.02155 (InstructGPT), eq. 1; margin: arXiv:2307.09288 (Llama 2), eq. 2"
     purpose: ClassVar[str] = "A model that scores answers: for RLHF, for best-of-n, for sorting data."
     avoid: ClassVar[str] = "Avoid more than a pass or two over the comparisons: it over-fits them first."
+    watch: ClassVar[str] = (
+        "A new head scores 0: the first line has `accuracy` 0.5 and, without rating margins, a `loss` of ln 2. "
+        "`eval_accuracy` settles at 0.65 to 0.75 where people judge, higher where a rule does; `margin`, the mean "
+        "difference of the scores, grows with it."
+        "\n`scores/chosen` and `scores/rejected` may drift together, which changes no ranking; `centering` 0.01 holds "
+        "them near 0."
+    )
+    failure: ClassVar[str] = (
+        "`accuracy` above 0.9 with a flat `eval_accuracy`, or a rising `eval_loss`: over-fitted. One pass, a lower "
+        "`optim.lr`."
+        "\n`eval_accuracy` below 0.6: too few comparisons (about 2,000 are needed), or labels that contradict each "
+        "other."
+        "\n`eval_accuracy` no better than the share in which the longer answer is chosen, which `truing score` prints "
+        "beside it: length may be all it knows. Balance the lengths in the data."
+    )
     examples: ClassVar[ExampleKind] = "comparison"
     reads: ClassVar[Literal["logprobs", "scores"]] = "scores"
     groups: ClassVar[bool] = True
@@ -36,9 +51,9 @@ class Reward(Objective):
     learning_rate_range: ClassVar[tuple[float, float]] = (1e-6, 1e-4)
 
     margin: float = Field(default=1.0, ge=0)
-    """How much the rows' rating differences count; rows without one have margin 0."""
+    """How much the rows' rating differences count, 1 as they are written (Llama 2); rows without one have margin 0."""
     centering: float = Field(default=0.0, ge=0)
-    """c; 0.01 in the paper, 0 leaves scores where they fall."""
+    """c; 0.01 in its paper. 0, as in InstructGPT, leaves scores where they fall."""
 
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         if outputs.scores is None:

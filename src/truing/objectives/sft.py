@@ -19,6 +19,16 @@ class SFT(Objective):
     paper: ClassVar[str] = "maximum likelihood; InstructGPT arXiv:2203.02155, section 3.5"
     purpose: ClassVar[str] = "Teach a behaviour from demonstrations; the first stage of almost every chain."
     avoid: ClassVar[str] = "Avoid when the demonstrations are worse than what the model writes already."
+    watch: ClassVar[str] = (
+        "`loss` is the mean negative log-prob of a supervised token, in nats. A pre-trained model starts far below ln "
+        "V, mostly between 1 and 3; it falls fast in the first steps, then slowly, and `eval_loss` with it."
+    )
+    failure: ClassVar[str] = (
+        "`eval_loss` turns up while `loss` falls on: the rows are learned by heart. Fewer `optim.epochs`."
+        "\nA first `loss` well above 4 from a pre-trained model: the template is not the model's, or the wrong tokens "
+        "are trained. `truing train RECIPE --dry-run` shows them."
+        "\n`loss` jumps and `grad_norm` is ten times its usual size: a lower `optim.lr`, a longer `optim.warmup`."
+    )
     examples: ClassVar[ExampleKind] = "demonstration"
     learning_rate: ClassVar[float] = 2e-5
     learning_rate_range: ClassVar[tuple[float, float]] = (5e-7, 2e-3)
