@@ -7,6 +7,7 @@
     │   ├── TemplateError     a chat template
     │   ├── ModelError        a model or tokenizer folder
     │   ├── AdapterError      an adapter folder, or targets that match nothing
+    │   ├── RewardError       a reward function or a reward model
     │   └── RunError          a run directory
     ├── GuardError         3  the run was stopped rather than let it do harm
     │   ├── PreflightFailed   an invariant did not hold before the first update
@@ -53,6 +54,10 @@ class ModelError(InputError):
 
 class AdapterError(InputError):
     """An adapter folder cannot be used, or its targets match nothing."""
+
+
+class RewardError(InputError):
+    """A reward function does not do what one has to, or a reward model does not fit the policy."""
 
 
 class RunError(InputError):

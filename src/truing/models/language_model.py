@@ -97,12 +97,21 @@ class LanguageModel:
 
         All are those of the distribution at `temperature`. A reward model gives a score for each completion instead.
         """
-        self._refuse_foreign(batch)
         if self.scores:
-            hidden = self._hidden(batch, batch.ends, [1] * batch.num_completions)
-            return Outputs(hidden.new_zeros(0, dtype=torch.float32), scores=self._score(hidden))
+            return Outputs(torch.zeros(0, device=self.device), scores=self.completion_scores(batch))
+        self._refuse_foreign(batch)
         hidden = self._hidden(batch, batch.predictors, batch.target_counts)
         return self._read_out(hidden, batch.targets, entropy, squares, temperature)
+
+    def completion_scores(self, batch: Batch) -> Tensor:
+        """What the score head says of each completion at its last token: float32 [C]."""
+        self._refuse_foreign(batch)
+        return self._score(self._hidden(batch, batch.ends, [1] * batch.num_completions))
+
+    def token_values(self, batch: Batch) -> Tensor:
+        """What the score head says before each target token, where it is predicted: float32 [K]."""
+        self._refuse_foreign(batch)
+        return self._score(self._hidden(batch, batch.predictors, batch.target_counts))
 
     @torch.no_grad()
     def with_distributions(self, batch: Batch, chosen: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
@@ -217,9 +226,9 @@ class LanguageModel:
         return whole_logprobs(head.module(hidden), scale=head.scale, softcap=head.softcap, temperature=temperature)
 
     def _score(self, hidden: Tensor) -> Tensor:
-        """Scores from the hidden states at the ends of completions: float32 [C]."""
+        """Scores from last hidden states: [N, d] → float32 [N]."""
         head = self.module.get_submodule(SCORE)
-        scores: Tensor = head(hidden).float().squeeze(-1)
+        scores: Tensor = head(hidden.to(next(head.parameters()).dtype)).float().squeeze(-1)
         return scores
 
     def _hidden(self, batch: Batch, places: Tensor, counts: Sequence[int]) -> Tensor:

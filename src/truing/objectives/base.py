@@ -40,11 +40,6 @@ class Objective(Settings, ABC):
     learning_rate_range: ClassVar[tuple[float, float]] = (1e-7, 1e-3)
     """Sane rates for full weights; outside of it (ten times higher for LoRA) a run warns."""
 
-    watch: ClassVar[str] = ""
-    """Which figures tell that it works."""
-    failure: ClassVar[str] = ""
-    """How it fails, how that looks, and what helps."""
-
     reads: ClassVar[Literal["logprobs", "scores"]] = "logprobs"
     """What the trained model is asked for: log-probs of a language model, or scores of a reward model."""
     mismatches: ClassVar[bool] = False
@@ -56,6 +51,10 @@ class Objective(Settings, ABC):
     def wants_squares(self) -> bool:
         """Whether `outputs.log_squares` is needed, which costs a pass over the logits."""
         return False
+
+    def trained(self, step: int) -> tuple[str, ...]:
+        """Roles whose weights move in a step: `policy`, `value`."""
+        return ("policy",)
 
     @property
     def wants_entropy(self) -> bool:

@@ -104,10 +104,6 @@ class RolloutObjective(Objective):
         """Whether a rollout may serve one step only."""
         return False
 
-    def trained(self, step: int) -> tuple[str, ...]:
-        """Roles whose weights move in a step: `policy`, `value`."""
-        return ("policy",)
-
     def shaped(self, batch: Batch) -> Tensor:
         """Scores after the penalty and the clip: float32 [C]."""
         scores = batch.column("scores") - self.missing_end_penalty * (~batch.column("ended")).float()

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from truing.core.batch import Batch, keep_completions
-from truing.models.roles import Role
+from truing.models.roles import Trained
 from truing.objectives.base import Objective
 
 
 def foresee(
-    policy: Role, objective: Objective, batches: Sequence[Batch], memory: Mapping[str, float]
+    policy: Trained, objective: Objective, batches: Sequence[Batch], memory: Mapping[str, float]
 ) -> Sequence[Batch]:
     """Return the batches to differentiate, with the columns that depend on the whole step and on earlier ones."""
     recalled = {name: value.to(batches[0].tokens.device) for name, value in objective.recall(memory).items()}
@@ -22,7 +22,7 @@ def foresee(
         return batches
     first, second = zip(*(_two_passes(objective, batch) for batch in batches), strict=True)
     with torch.no_grad():
-        outputs = [policy.outputs(batch) for batch in first]
+        outputs = [next(policy.passes(batch, ("policy",))) for batch in first]
         columns = objective.look_ahead(outputs, first)
     return [batch.with_columns(**own) for batch, own in zip(second, columns, strict=True)]
 

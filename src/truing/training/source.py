@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from truing.core.batch import Batch, Totals
 from truing.core.trees import Tree
@@ -25,6 +26,10 @@ class PreparedStep:
     totals: Totals
     rows_done: int
     """Rows consumed by the run when this step is done."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Figures that were known before the step, such as a rollout's."""
+    silent: bool = False
+    """Whether it is known that there is nothing to learn in it."""
 
 
 class Source(Protocol):
@@ -36,7 +41,15 @@ class Source(Protocol):
         ...
 
     def steps(self, start: int) -> Iterator[PreparedStep]:
-        """Yield the steps from number `start` on."""
+        """Yield the steps from number `start` on; it may end before `total_steps` and then has said why."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what it needs besides the number of steps done, as tensors and as values that JSON can hold."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
         ...
 
 
@@ -56,6 +69,12 @@ class TreeSource:
             bare = [self.collate([self.trees[row] for row in micro]) for micro in step.micro_batches]
             batches = tuple(self.annotate(batch.to(self.device)) for batch in bare)
             yield PreparedStep(step.index, batches, Totals.of(batches), step.first + step.rows)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Nothing: the steps follow from their number."""
 
     def first_pass(self) -> Iterator[Batch]:
         """Yield the bare batches of the first pass over the data, packed as training will pack them."""

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from truing.core.batch import Batch
 from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed
 from truing.core.reduce import average
-from truing.models.roles import Role
+from truing.models.roles import Trained
 from truing.objectives.base import Objective
-from truing.training import checkpoint, moving_reference
+from truing.training import checkpoint, moving_reference, rollouts
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
 from truing.training.foresight import foresee
@@ -26,7 +25,7 @@ from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.run_directory import RunDirectory
 from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
-from truing.training.source import Annotate, PreparedStep, Source
+from truing.training.source import PreparedStep, Source
 
 SHOWN = (
     ("rewards/margins", "margin"),
@@ -34,7 +33,10 @@ SHOWN = (
     ("margin", "margin"),
     ("accuracy", "accuracy"),
     ("kl", "kl"),
+    ("objective/scores", "score"),
+    ("objective/kl", "kl"),
     ("eval_loss", "eval"),
+    ("eval_scores", "eval"),
 )
 """Metrics worth a place beside the bar, and their names there."""
 
@@ -51,14 +53,6 @@ class Plan:
     evaluate_every: int
     sample_every: int | None
     vocab_size: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """Rows kept aside, packed."""
-
-    batches: Sequence[Batch] = ()
-    annotate: Annotate = lambda batch: batch
 
 
 @dataclass(slots=True)
@@ -82,14 +76,15 @@ class Progressed:
 class Trainer:
     """Runs a source's steps through a policy and an objective."""
 
-    policy: Role
+    policy: Trained
     objective: Objective
     source: Source
     optimizer: Optimizer
     plan: Plan
     run: RunDirectory
     reporter: Reporter
-    held_out: HeldOut = field(default_factory=HeldOut)
+    evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    """Measures on held-out rows, given what the objective remembers."""
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
     moving: MovingReference | None = None
@@ -106,10 +101,11 @@ class Trainer:
 
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
-        others = ("random.", moving_reference.PREFIX)
+        others = ("random.", moving_reference.PREFIX, rollouts.PREFIX)
         self.optimizer.load_state({k: v for k, v in saved.tensors.items() if not k.startswith(others)})
         if self.moving is not None:
             self.moving.load_state(saved.tensors)
+        self.source.load_state(saved.tensors, saved.values["source"])
         self.progressed = Progressed(**saved.values["progressed"])
         for name in ("metrics.jsonl", "samples.jsonl"):
             self.run.truncate_lines(name, saved.step)
@@ -121,22 +117,26 @@ class Trainer:
         if self.progressed.step == 0:
             self._write_samples(0)
         self.reporter.begin(self.objective.name, total, self.progressed.step)
+        steps = self.source.steps(self.progressed.step)
         try:
-            for step in self.source.steps(self.progressed.step):
-                self._one_step(step, total)
+            started = time.perf_counter()
+            while (step := next(steps, None)) is not None:
+                self._one_step(step, total, started)
+                started = time.perf_counter()
+            if self.progressed.step < total:
+                self._write_samples(self.progressed.step)
+                self.save()
         finally:
             self.reporter.end()
 
-    def _one_step(self, step: PreparedStep, total: int) -> None:
-        started = time.perf_counter()
+    def _one_step(self, step: PreparedStep, total: int, started: float) -> None:
+        """Make a step and all that is due after it; it took since `started` to prepare it."""
         row = self._update(step, total)
         row["seconds"] = time.perf_counter() - started
         self.progressed.seconds += row["seconds"]
         done = self.progressed.step
-        if self.held_out.batches and (done % self.plan.evaluate_every == 0 or done == total):
-            row |= evaluate(
-                self.policy, self.objective, self.held_out.batches, self.held_out.annotate, self.progressed.memory
-            )
+        if self.evaluate is not None and (done % self.plan.evaluate_every == 0 or done == total):
+            row |= self.evaluate(self.progressed.memory)
         if done == total and self.at_end is not None:
             row |= self.at_end()
         row["memory_bytes"] = peak_memory_bytes()
@@ -171,6 +171,7 @@ class Trainer:
             "num_tokens": self.progressed.tokens,
             "rows": self.progressed.rows,
             "skipped_steps": self.progressed.skipped,
+            **step.metrics,
             **metrics,
         }
 
@@ -181,13 +182,16 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
         parts = []
+        wanted = {"entropy": self.objective.wants_entropy, "squares": self.objective.wants_squares}
+        roles = self.objective.trained(step.index)
         for batch in foresee(self.policy, self.objective, step.batches, self.progressed.memory):
-            share = self.objective(self.policy.outputs(batch, squares=self.objective.wants_squares), batch, step.totals)
-            if not share.loss.requires_grad:
-                raise NothingToTrain("the loss does not depend on any trainable parameter")
-            share.loss.backward()  # type: ignore[no-untyped-call]
-            loss += share.loss.detach().double().cpu()
-            parts.append(share.metrics)
+            for outputs in self.policy.passes(batch, roles, **wanted):
+                share = self.objective(outputs, batch, step.totals)
+                if not share.loss.requires_grad:
+                    raise NothingToTrain("the loss does not depend on any trainable parameter")
+                share.loss.backward()  # type: ignore[no-untyped-call]
+                loss += share.loss.detach().double().cpu()
+                parts.append(share.metrics)
         metrics = average(parts)
         return float(loss), {**metrics, **self.objective.derived(metrics)}
 
@@ -197,13 +201,13 @@ class Trainer:
             raise PreflightFailed(
                 f"preflight: the first loss is {loss} and its gradient norm {norm}; both must be finite"
             )
-        if norm == 0.0:
+        if norm == 0.0 and not step.silent:
             raise PreflightFailed("preflight: the first gradient is zero everywhere; the run would learn nothing")
         if self.policy.noisy:  # what is known of the first loss is known of it without dropout
             found = evaluate(self.policy, self.objective, step.batches, lambda batch: batch, self.progressed.memory)
             metrics = {name.removeprefix("eval_"): value for name, value in found.items()}
             loss = metrics["loss"]
-        complaint = self.objective.start_complaint(loss, metrics, self.plan.vocab_size)
+        complaint = self.objective.start_complaint(loss, {**step.metrics, **metrics}, self.plan.vocab_size)
         if complaint:
             raise PreflightFailed(f"preflight: {complaint}")
 
@@ -226,10 +230,12 @@ class Trainer:
         if self.before_checkpoint is not None:
             self.before_checkpoint()
         tensors, values = checkpoint.random_states()
+        of_source, source = self.source.state()
+        of_reference = self.moving.state() if self.moving is not None else {}
         state = Checkpoint(
             self.progressed.step,
-            {**self.optimizer.state(), **tensors, **(self.moving.state() if self.moving is not None else {})},
-            {"progressed": self.progressed.as_json(), "random": values},
+            {**self.optimizer.state(), **tensors, **of_reference, **of_source},
+            {"progressed": self.progressed.as_json(), "random": values, "source": source},
         )
         checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)
 
