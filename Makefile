@@ -32,11 +32,15 @@ format: venv
 docs: venv
 	$(BIN)/python docs/reference.py
 
-# make bench PAIRS=pairs.json DEMONSTRATIONS=demonstrations.json; benchmarks/README.md says what they hold.
+# make bench PAIRS=pairs.json DEMONSTRATIONS=demonstrations.json JUDGEMENTS=judgements.json; benchmarks/README.md says
+# what they hold.
 bench: venv
-	@test -n "$(PAIRS)" -a -n "$(DEMONSTRATIONS)" || { echo "usage: make bench PAIRS=FILE DEMONSTRATIONS=FILE"; exit 2; }
+	@test -n "$(PAIRS)" -a -n "$(DEMONSTRATIONS)" -a -n "$(JUDGEMENTS)" || \
+		{ echo "usage: make bench PAIRS=FILE DEMONSTRATIONS=FILE JUDGEMENTS=FILE"; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/dpo.py --pairs $(PAIRS) --corpus $(DEMONSTRATIONS)
+	$(BIN)/python benchmarks/kto.py --judgements $(JUDGEMENTS) --corpus $(PAIRS) $(DEMONSTRATIONS)
+	$(BIN)/python benchmarks/reward.py --pairs $(PAIRS) --corpus $(DEMONSTRATIONS)
 	$(BIN)/python benchmarks/sft.py --demonstrations $(DEMONSTRATIONS) --corpus $(PAIRS)
 	$(BIN)/python benchmarks/startup.py --pairs $(PAIRS) --demonstrations $(DEMONSTRATIONS)
 

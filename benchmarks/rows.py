@@ -1,9 +1,11 @@
 """Normalise data files so that two engines cannot disagree about what a row is, and say which tokens it must become.
 
-Pairs become `prompt`, `chosen`, `rejected` and demonstrations `prompt`, `completion`, all lists of messages. A row that
-is longer than the limit is shortened here, as text (the starts of its longest turns, the end of its answers), so that
-neither engine has anything left to truncate. `tokens.json` holds, for every row, the tokens that the tokenizer gives
-when prompt and completions are tokenised apart; both engines must arrive at exactly these.
+Pairs become `prompt`, `chosen`, `rejected`, demonstrations `prompt`, `completion`, judgements these and `label`; all
+but the label are lists of messages. A row that is longer than the limit is shortened here, as text (the starts of its
+longest turns, the end of its answers), so that neither engine has anything left to truncate. Of the pairs of one prompt
+only the first stays, since Truing's reward modelling takes all of them into one step. `tokens.json` holds, for every
+row, the tokens that the tokenizer gives when prompt and completions are tokenised apart; both engines must arrive at
+exactly these.
 
 python benchmarks/rows.py pairs --input dpo.json --model work/25m/model --limit 1024 --output work/pairs
 """
@@ -18,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 Message = dict[str, str]
+Row = dict[str, Any]  # `prompt` and answers: lists of messages; `label`: a truth value
 Tokens = dict[str, list[int]]
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -86,7 +89,7 @@ def conversation(turns: list[dict[str, str]]) -> list[Message]:
     return [{"role": ROLES[turn["from"]], "content": turn["value"].strip()} for turn in turns]
 
 
-def pair(raw: dict[str, Any], clip: Clipper, limit: int) -> dict[str, list[Message]]:
+def pair(raw: dict[str, Any], clip: Clipper, limit: int) -> Row:
     """One comparison; prompt and longest answer fill at most `limit` tokens, and the prompt may have half of them."""
     prompt = conversation(raw["conversations"])
     answers = [raw[side]["value"].strip() for side in ("chosen", "rejected")]
@@ -97,29 +100,52 @@ def pair(raw: dict[str, Any], clip: Clipper, limit: int) -> dict[str, list[Messa
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def demonstration(raw: dict[str, Any], clip: Clipper, limit: int) -> dict[str, list[Message]]:
+def demonstration(raw: dict[str, Any], clip: Clipper, limit: int) -> Row:
     """One instruction with its answer; the input, where there is one, follows the instruction on a line of its own."""
     asked = "\n".join(part.strip() for part in (raw["instruction"], raw["input"]) if part.strip())
-    prompt = shorten_prompt(clip, [{"role": "user", "content": asked}], limit // 2)
+    return answered([{"role": "user", "content": asked}], raw["output"].strip(), clip, limit)
+
+
+def judgement(raw: dict[str, Any], clip: Clipper, limit: int) -> Row:
+    """A conversation whose last turn is the answer, and whether that is a good one."""
+    turns = [{"role": turn["role"], "content": turn["content"].strip()} for turn in raw["messages"]]
+    return {**answered(turns[:-1], turns[-1]["content"], clip, limit), "label": raw["label"]}
+
+
+def answered(prompt: list[Message], answer: str, clip: Clipper, limit: int) -> Row:
+    """A prompt of at most half the limit, and what of its answer fits in then."""
+    prompt = shorten_prompt(clip, prompt, limit // 2)
     room = limit - len(clip.prompt_tokens(prompt))
-    return {"prompt": prompt, "completion": assistant(shorten_answer(clip, prompt, raw["output"].strip(), room))}
+    return {"prompt": prompt, "completion": assistant(shorten_answer(clip, prompt, answer, room))}
 
 
-CONVERTERS: dict[str, Callable[[dict[str, Any], Clipper, int], dict[str, list[Message]]]] = {
+CONVERTERS: dict[str, Callable[[dict[str, Any], Clipper, int], Row]] = {
     "pairs": pair,
     "demonstrations": demonstration,
+    "judgements": judgement,
 }
 
 
-def row_tokens(row: dict[str, list[Message]], clip: Clipper) -> Tokens:
-    answers = {side: clip.completion_tokens(row["prompt"], row[side]) for side in row if side != "prompt"}
+def sides(row: Row) -> list[str]:
+    return [name for name in row if name not in ("prompt", "label")]
+
+
+def row_tokens(row: Row, clip: Clipper) -> Tokens:
+    answers = {side: clip.completion_tokens(row["prompt"], row[side]) for side in sides(row)}
     return {"prompt": clip.prompt_tokens(row["prompt"]), **answers}
 
 
-def usable(row: dict[str, list[Message]]) -> bool:
+def usable(row: Row) -> bool:
     """Neither blank answers nor a pair whose two sides are the same: engines treat those differently."""
-    answers = [row[side][0]["content"] for side in row if side != "prompt"]
+    answers = [row[side][0]["content"] for side in sides(row)]
     return all(answers) and len(set(answers)) == len(answers)
+
+
+def first_of_each_prompt(rows: list[Row]) -> list[Row]:
+    firsts: dict[str, Row] = {}
+    for row in rows:
+        firsts.setdefault(json.dumps(row["prompt"]), row)
+    return list(firsts.values())
 
 
 def write_rows(kind: str, source: Path, model_folder: Path, limit: int, folder: Path) -> str:
@@ -128,6 +154,8 @@ def write_rows(kind: str, source: Path, model_folder: Path, limit: int, folder: 
     raw_rows = json.loads(source.read_text(encoding="utf-8"))
     rows = [CONVERTERS[kind](raw, clip, limit) for raw in raw_rows]
     kept = [row for row in rows if usable(row)]
+    if kind == "pairs":
+        kept = first_of_each_prompt(kept)
     tokens = [row_tokens(row, clip) for row in kept]
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)

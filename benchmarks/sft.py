@@ -9,19 +9,16 @@ python benchmarks/sft.py --demonstrations demonstrations.json --corpus pairs.jso
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import random
 import shlex
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import comparison
+import contest
 import sides
 
 ROWS_PER_STEP = 4
@@ -130,24 +127,10 @@ def truing_run(
     return sides.run_truing(setting, recipe, command=command, folder=folder)
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demonstrations", type=Path, required=True, help="instruction, input, output")
-    parser.add_argument("--corpus", type=Path, nargs="*", default=[], help="more files for the tokenizer to learn from")
-    parser.add_argument("--shape", default="25m")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a timed run; the first two do not count")
-    parser.add_argument("--loss-steps", type=int, default=20, help="steps of the loss comparison; 0 leaves it out")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--settings", nargs="*", choices=sorted(RIVAL_SETTINGS), default=list(RIVAL_SETTINGS))
-    parser.add_argument("--only", choices=["trl", "truing"], help="run one side alone")
-    parser.add_argument("--rival-python", default=sys.executable, help="interpreter that has trl")
-    parser.add_argument("--truing", default=f"{sys.executable} -m truing", help="command line of Truing")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "truing-benchmarks")
-    return parser.parse_args()
-
-
 def main() -> None:
-    chosen = options()
+    parser = contest.arguments(__doc__, RIVAL_SETTINGS, steps=10)
+    parser.add_argument("--demonstrations", type=Path, required=True, help="instruction, input, output")
+    chosen = parser.parse_args()
     work = chosen.work / chosen.shape
     corpus = [*chosen.corpus, chosen.demonstrations]
     rows = sides.prepare("demonstrations", chosen.demonstrations, corpus, chosen.shape, work)
@@ -157,21 +140,7 @@ def main() -> None:
     truing = functools.partial(
         truing_run, work=work, data=ordered, examples=plan.examples_per_step, command=shlex.split(chosen.truing)
     )
-    sections = []
-    if chosen.loss_steps and chosen.only is None:
-        theirs = rival(LOSS_SETTING, chosen.loss_steps, tag="loss")
-        ours = truing("fp32", chosen.loss_steps, tag="loss")
-        table, largest = comparison.loss_table(ours, theirs)
-        sections += [f"## Losses in fp32\n\nLargest difference over {chosen.loss_steps} steps: {largest:.1e}.", table]
-    contestants = []
-    if chosen.only != "truing":
-        contestants += [functools.partial(rival, setting, chosen.steps, tag="time") for setting in chosen.settings]
-    if chosen.only != "trl":
-        contestants += [functools.partial(truing, ours, chosen.steps, tag="time") for ours in sides.TRUING_SETTINGS]
-    runs = comparison.alternate(contestants, chosen.rounds)
-    table_runs = comparison.merged(runs)
-    sections += ["## Time and memory", comparison.speed_table(table_runs), *comparison.ratio_lines(table_runs)]
-    comparison.write_results("sft", f"SFT with packing and LoRA, {chosen.shape}", sections, runs, vars(chosen))
+    contest.compare("sft", "SFT with packing and LoRA", rival, truing, chosen, loss_setting=LOSS_SETTING)
 
 
 if __name__ == "__main__":

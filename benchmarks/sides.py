@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
+MAX_LENGTH = 1024  # tokens of a prompt with one answer
 WARM_UP = 2  # steps at the beginning of a run that no median counts
 POLL_SECONDS = 0.01
 
@@ -155,7 +156,7 @@ def truing_recipe(
         "adapter": {"use": "lora", "rank": 16, "alpha": 32, "start": str(work / "adapter")},
         "seed": 0,
         "objective": dict(objective),
-        "data": {"path": str(data), "max_length": 1024, "shuffle": False},
+        "data": {"path": str(data), "max_length": MAX_LENGTH, "shuffle": False},
         "batch": {"examples": examples},
         "optim": {
             "lr": learning_rate,
@@ -193,7 +194,8 @@ def prepare(kind: str, source: Path, corpus: Sequence[Path], shape: str, work: P
         options = ["--shape", shape, "--corpus", *files, "--output", str(work)]
         run_process([sys.executable, str(HERE / "shapes.py"), *options], work / "shapes.log")
     rows = work / kind
-    options = [kind, "--input", str(source), "--model", str(work / "model"), "--output", str(rows)]
+    options = [kind, "--input", str(source), "--model", str(work / "model"), "--limit", str(MAX_LENGTH)]
+    options += ["--output", str(rows)]
     run_process([sys.executable, str(HERE / "rows.py"), *options], work / f"{kind}.log")
     print((work / f"{kind}.log").read_text(encoding="utf-8").strip().splitlines()[-1])
     return rows

@@ -6,13 +6,15 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
@@ -90,6 +92,40 @@ class FixedOrder(Sampler[int]):
         return len(self._order)
 
 
+class Recorded:
+    """What is mixed into a TRL trainer: file order, the start adapter, the unrounded loss and the tokens of every step.
+
+    For trainers whose loss is a mean over the rows of a micro-batch; all micro-batches are equally large.
+    """
+
+    def __init__(self, record: Record, *, adapter: Path, **given: Any) -> None:
+        self._record = record
+        clock = [StepClock(record)]
+        super().__init__(peft_config=self.adapter_settings(adapter), callbacks=clock, **given)
+        load_start(self.model, adapter, self.other_weights())
+
+    def adapter_settings(self, folder: Path) -> LoraConfig:
+        return adapter_settings(folder)
+
+    def other_weights(self) -> dict[str, torch.Tensor]:
+        """What begins at given values and is not in the adapter's folder, by its name there."""
+        return {}
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> FixedOrder:
+        return FixedOrder(list(range(len(self.train_dataset))))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._record.pending += loss.item() / self.args.gradient_accumulation_steps
+        for name in inputs:
+            if name.endswith("attention_mask"):
+                self._record.step_tokens[-1] += int(inputs[name].sum())
+                self._record.step_padded_tokens[-1] += inputs[name].numel()
+        return loss
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options every rival program has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,6 +133,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--adapter", type=Path, required=True, help="LoRA folder to start from; its B must be zero")
     parser.add_argument("--data", type=Path, required=True, help="rows.jsonl")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--tokens", type=Path, help="JSON list of the tokens that every row must become")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--limit", type=int, default=1024, help="tokens of a row")
@@ -106,21 +143,22 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--matmul", choices=["highest", "high", "medium"], default="highest")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, TRL's default")
+    parser.add_argument("--rows", type=int, default=4, help="rows in one optimizer step")
     parser.add_argument("--micro", type=int, default=0, help="rows per forward pass; 0: the whole step at once")
     return parser
 
 
-def common_settings(chosen: argparse.Namespace, rows_per_step: int) -> dict[str, Any]:
-    """Settings of `TrainingArguments` that both comparisons share."""
-    micro = chosen.micro or rows_per_step
-    if rows_per_step % micro:
-        raise SystemExit(f"--micro {micro} does not divide the {rows_per_step} rows of a step")
+def common_settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Settings of `TrainingArguments` that all comparisons share."""
+    micro = chosen.micro or chosen.rows
+    if chosen.rows % micro:
+        raise SystemExit(f"--micro {micro} does not divide the {chosen.rows} rows of a step")
     return {
         "output_dir": str(chosen.report.parent / "trainer"),
         "use_cpu": True,
         "max_steps": chosen.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": rows_per_step // micro,
+        "gradient_accumulation_steps": chosen.rows // micro,
         "learning_rate": chosen.learning_rate,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
@@ -149,12 +187,12 @@ def adapter_settings(folder: Path) -> LoraConfig:
     return settings
 
 
-def load_start(model: Any, folder: Path) -> None:
-    """Put the start adapter's weights into TRL's adapter."""
+def load_start(model: Any, folder: Path, others: Mapping[str, torch.Tensor] = MappingProxyType({})) -> None:
+    """Put the start adapter's weights, and `others`, into TRL's adapter."""
     weights = load_peft_weights(str(folder), device="cpu")
     if any(name.endswith("lora_B.weight") and tensor.any() for name, tensor in weights.items()):
         raise SystemExit(f"{folder}: lora_B is not zero, so the bare base would not be the reference")
-    outcome = set_peft_model_state_dict(model, weights)
+    outcome = set_peft_model_state_dict(model, {**weights, **others})
     if outcome.unexpected_keys:
         raise SystemExit(f"{folder}: weights that match nothing: {outcome.unexpected_keys}")
 
@@ -162,6 +200,36 @@ def load_start(model: Any, folder: Path) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def check_tokens(rows: list[Mapping[str, list[int]]], expected_file: Path | None, limit: int, count: int) -> None:
+    """Stop unless TRL kept all `count` rows whole, and made of each the tokens that `expected_file` holds for it."""
+    longest = max(len(row.get("prompt", [])) + max(len(row[side]) for side in row if side != "prompt") for row in rows)
+    if longest > limit or len(rows) != count:
+        raise SystemExit(f"TRL would cut or drop rows: {len(rows)} of {count} left, longest {longest} tokens")
+    if expected_file is None:
+        return
+    expected = json.loads(expected_file.read_text(encoding="utf-8"))
+    for number, (wanted, got) in enumerate(zip(expected, rows, strict=True), start=1):
+        if wanted != got:
+            raise SystemExit(f"row {number}: TRL trains on other tokens than the tokenizer gives; losses cannot agree")
+
+
+def run(
+    chosen: argparse.Namespace,
+    make: Callable[[Record, Dataset], Any],
+    tokens_of: Callable[[Mapping[str, Any]], Mapping[str, list[int]]],
+) -> None:
+    """Let `make` build the trainer, check what it made of the rows, train, and write what was recorded."""
+    torch.set_float32_matmul_precision(chosen.matmul)
+    rows = Dataset.from_list(read_rows(chosen.data))
+    record = Record()
+    began = time.perf_counter()
+    trainer = make(record, rows)
+    record.prepare_seconds = time.perf_counter() - began
+    check_tokens([tokens_of(row) for row in trainer.train_dataset], chosen.tokens, chosen.limit, len(rows))
+    trainer.train()
+    write_report(chosen.report, record, chosen)
 
 
 def write_report(path: Path, record: Record, chosen: argparse.Namespace, **more: Any) -> None:

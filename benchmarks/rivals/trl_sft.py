@@ -82,14 +82,13 @@ def token_report(trainer: RecordedSFT, single: list[list[int]]) -> dict[str, Any
 
 def main() -> None:
     parser = recording.arguments(__doc__)
-    parser.add_argument("--rows", type=int, default=4, help="packed rows in one optimizer step")
     parser.add_argument("--order", type=Path, help="JSON list of packed rows to take, in this order")
     parser.add_argument("--plan-only", action="store_true", help="write which examples each packed row holds, and stop")
     parser.add_argument("--unpacked", action="store_true", help="pad examples instead; --rows then counts examples")
     chosen = parser.parse_args()
     torch.set_float32_matmul_precision(chosen.matmul)
     settings = SFTConfig(
-        **recording.common_settings(chosen, chosen.rows),
+        **recording.common_settings(chosen),
         packing=not chosen.unpacked,
         packing_strategy="bfd",
         completion_only_loss=True,
