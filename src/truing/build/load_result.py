@@ -58,17 +58,20 @@ def is_scorer(path: Path) -> bool:
     return scores_answers(folder)
 
 
-def open_scorer(path: Path) -> Opened:
-    """Load a reward model: a run's result, an adapter folder with its base, or a sequence classifier."""
-    _check_scorer(path)
-    return _open(path, scores=True)
+def open_scorer(path: Path, dtype: torch.dtype | None = None) -> Opened:
+    """Load a reward model: a run's result, an adapter folder with its base, or a sequence classifier.
+
+    `dtype` None keeps the checkpoint's own.
+    """
+    check_scorer(path)
+    return _open(path, scores=True, dtype=dtype)
 
 
 def check_members(paths: Sequence[Path]) -> None:
     """Refuse reward models that cannot be one ensemble, before any of them is loaded: all read the same token ids."""
     seen: dict[Path, Path] = {}
     for path in paths:
-        _check_scorer(path)
+        check_scorer(path)
         if path.resolve() in seen:
             raise RunError(f"{path} is given twice; the members of an ensemble are different reward models")
         seen[path.resolve()] = path
@@ -77,33 +80,44 @@ def check_members(paths: Sequence[Path]) -> None:
     first, *others = ((path, load_tokenizer(result_folder(path))) for path in paths)
     for path, tokenizer in others:
         remedy = f"train it from the same base as {first[0]}, or score with it by itself"
-        known, own = first[1].get_vocab(), tokenizer.get_vocab()
-        strange = sorted(set(known.items()) ^ set(own.items()), key=lambda entry: (entry[1], entry[0]))
-        if strange:
-            token = strange[0][0]
-            raise RunError(
-                f"{path} has another vocabulary than {first[0]}: the token {token!r} is number "
-                f"{own.get(token, 'none')} there and {known.get(token, 'none')} here; {remedy}"
-            )
+        check_same_vocabulary(path, first[1], str(first[0]), remedy)
         if tokenizer.chat_template != first[1].chat_template:
             raise RunError(f"{path} was trained with another chat template than {first[0]}; {remedy}")
 
 
-def _check_scorer(path: Path) -> None:
+def check_same_vocabulary(path: Path, tokenizer: PreTrainedTokenizerBase, of: str, remedy: str) -> None:
+    """Refuse a reward model that reads other token ids than these."""
+    known, own = tokenizer.get_vocab(), load_tokenizer(result_folder(path)).get_vocab()
+    strange = sorted(set(known.items()) ^ set(own.items()), key=lambda entry: (entry[1], entry[0]))
+    if strange:
+        token = strange[0][0]
+        raise RunError(
+            f"{path} has another vocabulary than {of}: the token {token!r} is number {own.get(token, 'none')} there "
+            f"and {known.get(token, 'none')} here; {remedy}"
+        )
+
+
+def adapter_base(path: Path) -> str | None:
+    """The base model that a run's or folder's adapter belongs to; None where it is a whole model."""
+    folder = result_folder(path)
+    return str(_adapter_config(folder)["base_model_name_or_path"]) if (folder / CONFIG_FILE).is_file() else None
+
+
+def check_scorer(path: Path) -> None:
     if not path.exists():
         raise RunError(f"there is no run or model folder {path}")
     if not is_scorer(path):
         raise RunError(f"{path} is no reward model: it has no score head; train one with objective: {{use: reward}}")
 
 
-def _open(path: Path, *, scores: bool) -> Opened:
+def _open(path: Path, *, scores: bool, dtype: torch.dtype | None = None) -> Opened:
     folder = result_folder(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not (folder / CONFIG_FILE).is_file():
-        loaded = load_model(str(folder), dtype=None, device=device, scores=scores)
+        loaded = load_model(str(folder), dtype=dtype, device=device, scores=scores)
         return Opened(str(path), loaded, _language_model(loaded), None, loaded.tokenizer)
     base = _adapter_config(folder)["base_model_name_or_path"]
-    loaded = load_model(base, dtype=None, device=device, scores=scores)
+    loaded = load_model(base, dtype=dtype, device=device, scores=scores)
     model = _language_model(loaded)
     adapters = Adapters(loaded.module)
     load_adapter(adapters, RESULT, folder)

@@ -135,12 +135,12 @@ def _adapters(
         )
     if settings is None:
         if start.adapter is not None:
-            _merge_start(loaded, start.adapter)
+            merge_start(loaded, start.adapter)
         loaded.module.requires_grad_(True)
         return None, start.adapter is not None
     merge_first = start.adapter is not None and settings.between_stages == "merge"
     if merge_first and start.adapter is not None:
-        _merge_start(loaded, start.adapter)
+        merge_start(loaded, start.adapter)
     loaded.module.requires_grad_(False)
     adapters = Adapters(loaded.module)
     if start.adapter is None or merge_first:
@@ -157,7 +157,8 @@ def _adapters(
     return adapters, merge_first
 
 
-def _merge_start(loaded: LoadedModel, folder: Path) -> None:
+def merge_start(loaded: LoadedModel, folder: Path) -> None:
+    """Write an adapter into a model's weights."""
     adapters = Adapters(loaded.module)
     load_adapter(adapters, "start", folder)
     adapters.merge("start")

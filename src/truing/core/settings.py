@@ -41,6 +41,18 @@ ELSEWHERE = {
     "target_modules": "adapter.targets",
     "save_steps": "checkpoint.every",
     "eval_steps": "evaluation.every",
+    "num_generations": "rollout.group_size",
+    "max_completion_length": "rollout.max_new_tokens",
+    "response_length": "rollout.max_new_tokens",
+    "reward_funcs": "rollout.rewards",
+    "reward_model_path": "rollout.rewards",
+    "num_ppo_epochs": "rollout.epochs",
+    "num_iterations": "rollout.epochs",
+    "num_mini_batches": "rollout.mini_batches",
+    "cliprange": "objective.clip_range",
+    "cliprange_value": "objective.clip_range_value",
+    "vf_coef": "objective.value_coef",
+    "missing_eos_penalty": "objective.missing_end_penalty",
 }
 """Names that other tools use, and where the same thing stands in a recipe."""
 

@@ -51,6 +51,16 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     return OutputHead(module, plain, weight, bias if isinstance(bias, Tensor) else None, scale, softcap)
 
 
+def attach_score_head(model: PreTrainedModel, name: str) -> None:
+    """Give a language model a score head of zeros beside its own, frozen, as sequence classifiers have one."""
+    if hasattr(model, name):
+        return
+    width = int(model.config.get_text_config().hidden_size)
+    head = nn.Linear(width, 1, bias=False, device=model.device, dtype=model.dtype)
+    nn.init.zeros_(head.weight)
+    model.add_module(name, head.requires_grad_(False))
+
+
 def _extras(config: PretrainedConfig) -> tuple[float, float | None]:
     values = vars(config)
     scale = 1.0

@@ -161,7 +161,9 @@ class LanguageModel:
         adapted = [name for name, part in self.module.named_modules() if isinstance(part, AdaptedLinear)]
         foreign = tuple(f"{name}.adapters." for name in adapted)
         with self.stock_attention() as module, quiet_transformers():
-            weights = {name: value for name, value in module.state_dict().items() if not name.startswith(foreign)}
+            # A score head beside the vocabulary's serves a critic, and is no part of the model.
+            heads = () if self.scores else (f"{SCORE}.",)
+            weights = {n: value for n, value in module.state_dict().items() if not n.startswith((*foreign, *heads))}
             module.save_pretrained(folder, state_dict=weights)
 
     @contextmanager

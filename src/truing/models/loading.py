@@ -121,6 +121,12 @@ def digest(files: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
+def model_digest(path: str | Path) -> str:
+    """The `digest` that `load_model` gives for this folder."""
+    folder = _folder(str(path))
+    return digest([folder / "config.json", *_weight_files(folder)])
+
+
 def disable_dropout(module: nn.Module) -> None:
     """Set every dropout to zero in the layers, not in the configuration that will be saved.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,23 @@ def _absolute(stage: Stage, folder: Path) -> Stage:
         update["adapter"] = stage.adapter.model_copy(update={"start": found(stage.adapter.start)})
     use = str(stage.objective["use"])
     if ".py:" in use:
-        file, _, name = use.rpartition(":")
-        update["objective"] = {**stage.objective, "use": f"{found(file)}:{name}"}
+        update["objective"] = {**stage.objective, "use": _found_function(use, found)}
+    rewards = []
+    for reward in stage.rollout.rewards:
+        # A word without a slash may be an earlier stage's name; the chain finds out.
+        uses = [
+            _found_function(use, found) if ".py:" in use else str(found(use)) if "/" in use else use
+            for use in reward.uses
+        ]
+        rewards.append(reward.model_copy(update={"use": uses[0] if isinstance(reward.use, str) else tuple(uses)}))
+    update["rollout"] = stage.rollout.model_copy(update={"rewards": tuple(rewards)})
     return stage.model_copy(update=update)
+
+
+def _found_function(spec: str, found: Callable[[str | None], str | None]) -> str:
+    """`FILE.py:NAME` with the file's whole path."""
+    file, _, name = spec.rpartition(":")
+    return f"{found(file)}:{name}"
 
 
 def _plain(stage: Stage) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from truing.core.settings import Settings
 from truing.data.settings import DataSettings
 from truing.models.lora.settings import AdapterSettings
+from truing.rl.settings import RolloutSettings
 from truing.training.settings import (
     BatchSettings,
     CheckpointSettings,
@@ -41,6 +42,8 @@ class Stage(Settings):
     """How weights move."""
     batch: BatchSettings = BatchSettings()
     """What one optimizer step sees."""
+    rollout: RolloutSettings = RolloutSettings()
+    """How the policy's own completions are made and scored, for methods that learn from them."""
     reference: ReferenceSettings = ReferenceSettings()
     """How the frozen start of the stage is kept."""
     evaluation: EvaluationSettings = EvaluationSettings()

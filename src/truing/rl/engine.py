@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from truing.core.samples import Sampled
+from truing.models.decoding import Choice
+from truing.models.roles import Role
+from truing.models.sampling import sample
 
 
 class Engine(Protocol):
@@ -19,3 +25,25 @@ class Engine(Protocol):
         The same seed gives the same completions, as far as the engine can promise it.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoleEngine:
+    """The policy itself, in this process."""
+
+    role: Role
+    end_tokens: frozenset[int]
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, count: int, max_new_tokens: int, temperature: float, seed: int
+    ) -> list[list[Sampled]]:
+        with torch.no_grad(), self.role.active():
+            return sample(
+                self.role.model,
+                prompts,
+                count=count,
+                max_new_tokens=max_new_tokens,
+                choice=Choice(temperature),
+                seed=seed,
+                end_tokens=self.end_tokens,
+            )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,10 +44,8 @@ class Answers:
 class Reward(Protocol):
     """Scores completions; higher is better."""
 
-    @property
-    def name(self) -> str:
-        """What metrics call it."""
-        ...
+    name: str
+    """What metrics call it."""
 
     def __call__(self, answers: Answers) -> list[float]:
         """Return one finite number a completion; raise RewardError where that cannot be."""
@@ -139,7 +137,7 @@ def checked(found: Any, answers: Answers, who: str) -> list[float]:
     return list(found)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ModelReward:
     """The score of a reward model at a completion's last token, or of several, together as an ensemble."""
 
@@ -147,7 +145,7 @@ class ModelReward:
     roles: tuple[Role, ...]
     deviations: float
     """How many standard deviations between the members are taken off their mean."""
-    batches: Callable[[Sequence[Tree]], Sequence[tuple[Sequence[int], Batch]]]
+    batches: Callable[[Sequence[Tree]], Iterable[tuple[Sequence[int], Batch]]]
     """Packs trees: which of them, and their batch."""
 
     def __call__(self, answers: Answers) -> list[float]:

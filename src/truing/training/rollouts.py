@@ -398,7 +398,7 @@ def _from_tensors(
         return Tree(prompt, completions, (pairs.pop(0),) if pairs else ())
 
     trees = [[[tree(sizes) for sizes in micro] for micro in mini] for mini in saved["shape"]]
-    batches = []
+    batches: list[list[Batch]] = []
     for m, mini in enumerate(trees):
         batches.append([])
         for b, micro in enumerate(mini):
