@@ -13,7 +13,7 @@
     │   ├── PreflightFailed   an invariant did not hold before the first update
     │   ├── NothingToTrain    no supervised token, no trainable parameter
     │   └── NonFinite         a loss or gradient that is not a number
-    └── MachineError       4  disk, memory, permissions
+    └── MachineError       4  disk, memory, permissions, a server that fails
 
 A traceback is never the answer to bad input: the command line prints the message alone.
 """
@@ -83,7 +83,7 @@ class NonFinite(GuardError):
 
 
 class MachineError(TruingError):
-    """The disk, the memory or a permission failed."""
+    """The disk, the memory, a permission or a server failed."""
 
     exit_code = 4
 
