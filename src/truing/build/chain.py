@@ -10,11 +10,13 @@ from truing.build.environment import positions_of
 from truing.build.forgetting import check_text
 from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
+from truing.build.rollout_stage import check_rewards, rollout_objective, with_reward_stages
 from truing.build.stage import Assembled, assemble, introduce, run_stage
 from truing.core.errors import DataError, RunError
 from truing.data.dataset import check_sources
 from truing.data.examples import Judgement
 from truing.models.calibration import Calibration
+from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
 from truing.recipe.schema import Recipe, Stage
@@ -65,6 +67,7 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
     if several and not (directory.path / "recipe.yaml").is_file():
         directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
     start = last = _first_start(recipe)
+    scorers: dict[str, Path | None] = {}
     for index, stage in enumerate(recipe.stages):
         folder = directory.path / f"{index + 1}-{stage.name}" if several else directory.path
         own = index > 0 and stage.model is not None
@@ -73,7 +76,11 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
         if finished is not None:
             last, first = finished, None
             start = start if _scores(stage) else last
+            if _scores(stage):
+                scorers[stage.name] = (folder / "final").resolve()
             continue
+        if _by_rollouts(stage):
+            stage = with_reward_stages(stage, scorers)
         ready = first or assemble(stage, here, _calibration_of(folder), reporter)
         first = None
         introduce(ready, reporter)
@@ -86,6 +93,8 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
                 stage_run.close()
         if not _scores(stage):
             start = last
+        else:
+            scorers[stage.name] = (folder / "final").resolve()
     if several:
         _copy_final(directory.path, last)
     return directory.path / "final"
@@ -94,6 +103,11 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
 def _scores(stage: Stage) -> bool:
     """Whether a stage makes a reward model: the policy of the stages after it is that of the stages before."""
     return create(stage.objective).reads == "scores"
+
+
+def _by_rollouts(stage: Stage) -> bool:
+    """Whether a stage learns from completions of its own."""
+    return create(stage.objective).examples == "prompt"
 
 
 def _first_start(recipe: Recipe) -> Start:
@@ -111,12 +125,18 @@ def _adapter_start(recipe: Recipe, index: int) -> Path | None:
 def _check_stages(recipe: Recipe) -> None:
     """Find in the first second what would otherwise stop a chain after hours."""
     model = ""
+    scorers: dict[str, Path | None] = {}
     for stage in recipe.stages:
         model = stage.model or model
         objective = create(stage.objective)
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
         if objective.reads != "scores":
             check_text(stage.forgetting)
+        if objective.reads == "scores":
+            scorers[stage.name] = None
+        if isinstance(objective, RolloutObjective):
+            rollout_objective(stage, objective)
+            check_rewards(with_reward_stages(stage, scorers), tuple(scorers), examples)
         labels = [example.label for example in examples if isinstance(example, Judgement)]
         if labels:
             objective.for_labels(labels.count(True), labels.count(False))

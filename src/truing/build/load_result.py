@@ -104,6 +104,7 @@ def adapter_base(path: Path) -> str | None:
 
 
 def check_scorer(path: Path) -> None:
+    """Refuse a path that is no reward model."""
     if not path.exists():
         raise RunError(f"there is no run or model folder {path}")
     if not is_scorer(path):

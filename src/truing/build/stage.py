@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +14,41 @@ from truing.build.environment import describe
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
+from truing.build.rollout_stage import (
+    check_room,
+    evaluator,
+    rollout_objective,
+    rollout_parts,
+    rollout_plan,
+    total_steps,
+)
 from truing.build.samples import Sampler
 from truing.core.batch import Batch
 from truing.core.errors import DataError, RecipeError
+from truing.core.parameters import ParameterGroup
 from truing.core.text import harmless
 from truing.core.trees import Tree
 from truing.data.dataset import Dataset, load
 from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
 from truing.models.lora.settings import AdapterSettings
+from truing.models.roles import Trained
 from truing.objectives.base import Objective
 from truing.objectives.bco import DENSITY_RATIO
+from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.recipe.load import dump
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
+from truing.training.evaluation import evaluate
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter
 from truing.training.reference import LogprobStore, ReferenceLogprobs
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
-from truing.training.source import Annotate, TreeSource, fixed_batches
-from truing.training.trainer import HeldOut, Plan, Trainer
+from truing.training.source import Annotate, Source, TreeSource, fixed_batches
+from truing.training.trainer import Plan, Trainer
 
 DEFAULT_EXAMPLES = 8
 MICRO_TOKENS = 8192
@@ -67,8 +79,8 @@ class Assembled:
 def assemble(stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter) -> Assembled:
     """Check and load everything that a stage needs."""
     objective = create(stage.objective)
-    if objective.examples == "prompt":
-        raise RecipeError(f"objective {objective.name} learns from rollouts, which this recipe has no section for")
+    if isinstance(objective, RolloutObjective):
+        objective = rollout_objective(stage, objective)
     optim = _rates(stage, objective, reporter)
     moving = objective.reference_every is not None
     if moving and stage.adapter is None:
@@ -98,8 +110,13 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         labels = [tree.completions[0].label for tree in dataset.train]
         objective = objective.for_labels(labels.count(True), labels.count(False))
     plan = _plan(stage, built, dataset.train, optim)
+    steps = plan.count()
+    if isinstance(objective, RolloutObjective):
+        trees = (*dataset.train, *dataset.held_out)
+        check_room(trees, stage.rollout.max_new_tokens, built.model.max_positions, start.model)
+        steps = total_steps(stage, rollout_plan(stage, objective), len(dataset.train))
     general = encode_text(stage.forgetting, built, dataset.template, reporter)
-    return Assembled(stage, objective, built, dataset, plan, plan.count(), optim, general)
+    return Assembled(stage, objective, built, dataset, plan, steps, optim, general)
 
 
 def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
@@ -127,11 +144,25 @@ def introduce(ready: Assembled, reporter: Reporter) -> None:
     reporter.say(f"{stage.name}: {ready.objective.name} on {built.start.model}, {how}, {dtype}, {built.device}")
     for line in report.lines():
         reporter.say(f"  {harmless(line)}")
+    if isinstance(ready.objective, RolloutObjective):
+        _introduce_rollouts(ready, ready.objective, reporter)
+        return
     rows = ready.plan.rows_seen()
     reporter.say(
         f"  {ready.total_steps} steps, {rows:,} rows ({rows / len(ready.dataset.train):.2g} passes), "
         f"peak rate {ready.optim.lr:g}; {built.calibration.sentence}"
     )
+
+
+def _introduce_rollouts(ready: Assembled, objective: RolloutObjective, reporter: Reporter) -> None:
+    plan = rollout_plan(ready.stage, objective)
+    steps = plan.epochs * plan.mini_batches
+    rewards = ", ".join(" + ".join(reward.uses) for reward in ready.stage.rollout.rewards)
+    reporter.say(
+        f"  {ready.total_steps} steps, {steps} a rollout of {plan.prompts} prompts x {plan.group_size} completions of "
+        f"up to {plan.max_new_tokens} tokens; peak rate {ready.optim.lr:g}; {ready.built.calibration.sentence}"
+    )
+    reporter.say(f"  rewards: {harmless(rewards)}")
 
 
 def _rates(stage: Stage, objective: Objective, reporter: Reporter) -> OptimSettings:
@@ -174,7 +205,52 @@ def _sizes(built: BuiltPolicy, trees: Sequence[Tree]) -> tuple[int, ...]:
     return tuple(tree.size if shared else tree.unshared_size for tree in trees)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Moved:
+    """What differs between a stage of fixed rows and one of rollouts."""
+
+    policy: Trained
+    source: Source
+    groups: list[ParameterGroup]
+    evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None
+    before_checkpoint: Callable[[], None] | None = None
+
+
 def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer:
+    stage, built = ready.stage, ready.built
+    of_rollouts = isinstance(ready.objective, RolloutObjective)
+    moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)
+    return Trainer(
+        policy=moved.policy,
+        objective=ready.objective,
+        source=moved.source,
+        optimizer=Optimizer(moved.groups, ready.optim),
+        plan=Plan(
+            optim=ready.optim,
+            checkpoint=stage.checkpoint,
+            evaluate_every=stage.evaluation.every or max(1, ready.total_steps // 5),
+            sample_every=stage.samples.every,
+            vocab_size=built.model.vocab_size,
+        ),
+        run=run,
+        reporter=reporter,
+        evaluate=moved.evaluate,
+        moving=_moving(ready),
+        at_end=None
+        if ready.general is None
+        else Forgetting(ready.general, built, ready.plan.micro_tokens, run, reporter),
+        before_checkpoint=moved.before_checkpoint,
+        sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
+    )
+
+
+def _by_rollouts(ready: Assembled, reporter: Reporter) -> _Moved:
+    parts = rollout_parts(ready, reporter)
+    groups = parts.cast.groups(ready.optim.lr or 0.0)
+    return _Moved(parts.cast.trained, parts.source, groups, evaluator(parts.source))
+
+
+def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
     stage, built = ready.stage, ready.built
     held_out = fixed_batches(
         ready.dataset.held_out[: stage.evaluation.limit],
@@ -188,29 +264,16 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
     )
     reference = _annotator(ready, run, bare, held_out, reporter)
     annotate = with_density_ratios(reference, ready, run, reporter)
-    source = TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps)
-    peak = ready.optim.lr or 0.0
-    return Trainer(
-        policy=built.policy,
-        objective=ready.objective,
-        source=source,
-        optimizer=Optimizer(built.parameter_groups(peak), ready.optim),
-        plan=Plan(
-            optim=ready.optim,
-            checkpoint=stage.checkpoint,
-            evaluate_every=stage.evaluation.every or max(1, ready.total_steps // 5),
-            sample_every=stage.samples.every,
-            vocab_size=built.model.vocab_size,
-        ),
-        run=run,
-        reporter=reporter,
-        held_out=HeldOut(held_out, annotate),
-        moving=_moving(ready),
-        at_end=None
-        if ready.general is None
-        else Forgetting(ready.general, built, ready.plan.micro_tokens, run, reporter),
-        before_checkpoint=reference.save if isinstance(reference, ReferenceLogprobs) else None,
-        sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
+
+    def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
+        return evaluate(built.policy, ready.objective, held_out, annotate, memory)
+
+    return _Moved(
+        built.policy,
+        TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps),
+        built.parameter_groups(ready.optim.lr or 0.0),
+        measured if held_out else None,
+        reference.save if isinstance(reference, ReferenceLogprobs) else None,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from truing.core.samples import Sampled
@@ -33,12 +34,15 @@ class RoleEngine:
 
     role: Role
     end_tokens: frozenset[int]
+    exact: bool = True
+    """Whether captured log-probs are close enough to those of the update; in half precision its kernels differ too
+    much, and NaN asks for them to be computed again."""
 
     def sample(
         self, prompts: Sequence[Sequence[int]], *, count: int, max_new_tokens: int, temperature: float, seed: int
     ) -> list[list[Sampled]]:
         with torch.no_grad(), self.role.active():
-            return sample(
+            groups = sample(
                 self.role.model,
                 prompts,
                 count=count,
@@ -47,3 +51,6 @@ class RoleEngine:
                 seed=seed,
                 end_tokens=self.end_tokens,
             )
+        if self.exact:
+            return groups
+        return [[replace(row, logprobs=np.full_like(row.logprobs, np.nan)) for row in group] for group in groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ class RolloutSource:
         scores, metrics = self._score(askings, groups)
         picked = self._trees(askings, groups, scores)
         minis = [
-            [tree for tree in picked[start : start + self.plan.examples] if tree is not None]
+            [part for one in picked[start : start + self.plan.examples] if one is not None for part in self._cut(one)]
             for start in range(0, len(picked), self.plan.examples)
         ]
         packed = [
@@ -314,6 +314,15 @@ class RolloutSource:
             found.append(_Scored(tree, kept, [own[i] for i in picked.keep], number) if kept else None)
         return found
 
+    def _cut(self, scored: _Scored) -> list[_Scored]:
+        """Give a prompt whose completions do not fit a micro-batch several trees; comparisons stay together."""
+        if scored.tree.pairs or self.crew.size(scored.tree) <= self.plan.micro_tokens:
+            return [scored]
+        half = len(scored.rows) // 2
+        if half == 0:
+            return [scored]
+        return [part for side in (slice(half), slice(half, None)) for part in self._cut(scored.part(side))]
+
     def _pack(self, trees: Sequence[Tree]) -> list[list[int]]:
         return pack([self.crew.size(tree) for tree in trees], self.plan.micro_tokens)
 
@@ -354,6 +363,11 @@ class _Scored:
     rows: Sequence[Sampled]
     scores: Sequence[float]
     group: int
+
+    def part(self, side: slice) -> _Scored:
+        """Some of them."""
+        tree = replace(self.tree, completions=self.tree.completions[side])
+        return _Scored(tree, self.rows[side], self.scores[side], self.group)
 
 
 def _tree(asking: Asking, rows: Sequence[Sampled], pairs: tuple[tuple[int, int], ...] = ()) -> Tree:
