@@ -122,6 +122,14 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
 def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
     trainer = _trainer(ready, run, reporter)
+    try:
+        _fit(recipe, ready, trainer, run, reporter)
+    finally:
+        trainer.source.close()
+    return write_final(ready.built, ready.dataset.template, run.path, reporter)
+
+
+def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
     saved, complaints = checkpoint.load_latest(trainer.checkpoints)
     for complaint in complaints:
         reporter.warn(complaint)
@@ -133,7 +141,6 @@ def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Rep
         for name in ("metrics.jsonl", "samples.jsonl"):
             (run.path / name).unlink(missing_ok=True)
     trainer.fit()
-    return write_final(ready.built, ready.dataset.template, run.path, reporter)
 
 
 def introduce(ready: Assembled, reporter: Reporter) -> None:

@@ -159,7 +159,7 @@ class PolicyGradient(RolloutObjective):
             [{**own, "kl_coef": coefs.to(batch.tokens.device)} for own, batch in zip(columns, batches, strict=True)],
             metrics,
             {**memory, KL: self._steered(beta, mean_kl, len(scores))},
-            silent and not (beta and mean_kl),
+            silent and not (beta and abs(mean_kl) > RATIO_TOLERANCE),
         )
 
     @abstractmethod

@@ -190,6 +190,11 @@ class RolloutSource:
         saved = values.get("rollout")
         self._current = None if saved is None else _from_tensors(tensors, saved, self.crew.collate)
 
+    def close(self) -> None:
+        """End the processes of rewards."""
+        for weighed in self.crew.rewards:
+            weighed.reward.close()
+
     def _next(self) -> _Rollout:
         """Make rollouts until one has something to learn from."""
         if not self._norms and any(weighed.normalize for weighed in self.crew.rewards):
@@ -387,7 +392,7 @@ def _as_tensors(rollout: _Rollout) -> tuple[dict[str, Tensor], list[list[list[li
             pieces += [part for t in micro for part in (t.prompt, *(c.tokens for c in t.completions))]
             pairs += [pair for t in micro for pair in t.pairs]
             for name, column in rollout.batches[m][b].columns.items():
-                tensors[f"{PREFIX}column.{m}.{b}.{name}"] = column
+                tensors[f"{PREFIX}column.{m}.{b}.{name}"] = column.clone()  # columns may share memory, files not
     tensors[f"{PREFIX}tokens"] = torch.from_numpy(np.concatenate(pieces).astype(np.int32))
     tensors[f"{PREFIX}pairs"] = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
     return tensors, shape

@@ -52,6 +52,10 @@ class Source(Protocol):
         """Take back what `state` returned."""
         ...
 
+    def close(self) -> None:
+        """Let go of processes."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TreeSource:
@@ -75,6 +79,9 @@ class TreeSource:
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Nothing: the steps follow from their number."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
     def first_pass(self) -> Iterator[Batch]:
         """Yield the bare batches of the first pass over the data, packed as training will pack them."""
