@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from truing.core.errors import RecipeError
+from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
 
 CHAIN = """\
@@ -134,3 +135,14 @@ def test_a_wrong_override_is_named_instead_of_a_line(tmp_path: Path, override: s
     with pytest.raises(RecipeError) as caught:
         load_recipe(file, [override])
     assert str(caught.value).startswith(complaint)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda f: f.stem)
+def test_examples_are_recipes_of_at_most_thirty_lines(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe.stages
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 30
+    for stage in recipe.stages:
+        create(stage.objective)
+        for reward in stage.rollout.rewards:
+            assert reward.uses[0].startswith(str(file.parent))
