@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,22 +10,19 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from truing.build.load_result import RESULT, adapter_base, check_same_vocabulary, open_scorer, result_folder
+from truing.build.load_result import result_folder
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, merge_start
-from truing.core.batch import Batch
+from truing.build.rewards import MICRO_TOKENS, Judged, Seat, build_reward, named_apart
 from truing.core.parameters import ParameterGroup
-from truing.core.trees import Tree
-from truing.data.packing import pack
 from truing.models.heads import attach_score_head
 from truing.models.language_model import LanguageModel
-from truing.models.loading import SCORE, load_model, model_digest
+from truing.models.loading import SCORE, load_model
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_format import load_adapter
 from truing.models.lora.settings import AdapterSettings
 from truing.models.roles import ActorCritic, AdapterOverBase, FullModel, Role, Trained
 from truing.recipe.schema import Stage
-from truing.rl.rewards import FunctionReward, ModelReward, Reward
-from truing.rl.settings import RewardSettings
+from truing.rl.rewards import ModelReward
 from truing.training.progress import Reporter
 from truing.training.rollouts import Weighed
 
@@ -166,68 +163,26 @@ def _another(built: BuiltPolicy, *, merged: bool) -> tuple[nn.Module, LanguageMo
 
 def _rewards(stage: Stage, built: BuiltPolicy) -> tuple[tuple[Weighed, ...], Path | None]:
     """All rewards of the recipe, and the folder of the first that is an adapter over the policy's own base."""
+    judged = _judged(stage, built)
     found: list[Weighed] = []
     adapted: list[Path] = []
     for settings in stage.rollout.rewards:
-        if ".py:" in settings.uses[0]:
-            reward: Reward = FunctionReward(settings.uses[0], stage.rollout.reward_timeout)
-        else:
-            reward = _model_reward(settings, stage, built, adapted)
+        reward = build_reward(settings, judged, stage.rollout.reward_timeout)
+        named_apart(reward, [weighed.reward for weighed in found])
         normalize = settings.normalize if settings.normalize is not None else isinstance(reward, ModelReward)
-        found.append(Weighed(_named_apart(reward, found), settings.weight, normalize))
+        found.append(Weighed(reward, settings.weight, normalize))
+        if isinstance(reward, ModelReward):
+            adapted += [result_folder(Path(use)) for use in settings.uses if judged.is_over(Path(use))]
     return tuple(found), adapted[0] if adapted else None
 
 
-def _named_apart(reward: Reward, others: Sequence[Weighed]) -> Reward:
-    names = {weighed.reward.name for weighed in others}
-    base, number = reward.name, 2
-    while reward.name in names:
-        reward.name = f"{base}-{number}"
-        number += 1
-    return reward
-
-
-def _model_reward(settings: RewardSettings, stage: Stage, built: BuiltPolicy, adapted: list[Path]) -> ModelReward:
-    roles: list[Role] = []
-    remedy = "a reward model reads the policy's token ids, so train it from the same base"
-    for use in settings.uses:
-        path = Path(use)
-        check_same_vocabulary(path, built.loaded.tokenizer, built.start.model, remedy)
-        if stage.rollout.share_base and built.adapters is not None and _same_base(path, built):
-            attach_score_head(built.model.module, SCORE)
-            name = f"reward{sum(n.startswith('reward') for n in built.adapters.names)}"
-            load_adapter(built.adapters, name, result_folder(path))
-            built.adapters.set_trainable(name, False)
-            roles.append(AdapterOverBase(built.model, built.adapters, name))
-            adapted.append(result_folder(path))
-            continue
-        opened = open_scorer(path, built.dtype)
-        opened.loaded.module.requires_grad_(False)
-        if opened.adapters is None:
-            roles.append(FullModel(opened.model))
-        else:
-            roles.append(AdapterOverBase(opened.model, opened.adapters, RESULT))
-            if _same_base(path, built):
-                adapted.append(result_folder(path))
-    capacity = stage.batch.micro_tokens or 4096
-
-    def batches(trees: Sequence[Tree]) -> Iterator[tuple[Sequence[int], Batch]]:
-        model = roles[0].model
-        shared = model.sharing == "tree"
-        for rows in pack([tree.size if shared else tree.unshared_size for tree in trees], capacity):
-            yield rows, model.collate([trees[row] for row in rows])
-
-    return ModelReward(_short(settings.uses[0]), tuple(roles), settings.deviations, batches)
-
-
-def _short(use: str) -> str:
-    """A name for metrics: of `runs/chain/2-reward/final`, `2-reward`."""
-    parts = [part for part in Path(use).parts if part != "final"]
-    return parts[-1] if parts else use
-
-
-def _same_base(path: Path, built: BuiltPolicy) -> bool:
-    base = adapter_base(path)
-    if base is None or built.merged_start:
-        return False
-    return base == built.start.model or model_digest(base) == built.loaded.digest
+def _judged(stage: Stage, built: BuiltPolicy) -> Judged:
+    shared = built.adapters if stage.rollout.share_base else None
+    return Judged(
+        built.start.model,
+        None if built.merged_start else built.loaded.digest,
+        built.loaded.tokenizer,
+        None if shared is None else Seat(built.model, shared),
+        built.dtype,
+        stage.batch.micro_tokens or MICRO_TOKENS,
+    )

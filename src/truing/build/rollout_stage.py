@@ -11,24 +11,20 @@ import torch
 from torch import Tensor
 
 from truing.build.cast import Cast, build_cast
-from truing.build.load_result import check_scorer
+from truing.build.rewards import as_plain, check_reward
 from truing.core.batch import Batch
-from truing.core.errors import DataError, RecipeError, RunError, suggest
+from truing.core.errors import DataError, RecipeError
 from truing.core.trees import Tree
-from truing.data.examples import Example, Messages, Prompt, Words
+from truing.data.examples import Example, Prompt
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.recipe.schema import Stage
 from truing.rl.engine import RoleEngine
-from truing.rl.rewards import Answers, FunctionReward, Turns
 from truing.rl.settings import RewardSettings
 from truing.training.progress import Reporter
 from truing.training.rollouts import Asking, Crew, RolloutPlan, RolloutSource
 
 if TYPE_CHECKING:
     from truing.build.stage import Assembled
-
-PROBES = ("Yes.", "No, not at all.")
-"""Completions that a Python reward is tried on before anything is trained."""
 
 
 def rollout_objective(stage: Stage, objective: RolloutObjective) -> RolloutObjective:
@@ -142,15 +138,6 @@ def _askings(trees: Sequence[Tree], prompts: Mapping[Any, Prompt]) -> tuple[Aski
     return tuple(found)
 
 
-def as_plain(words: Words) -> str | Turns:
-    """A prompt as a reward function gets it: text, or a list of {role, content}."""
-    return words if isinstance(words, str) else _turns(words)
-
-
-def _turns(messages: Messages) -> Turns:
-    return [{"role": message.role, "content": message.content} for message in messages]
-
-
 def with_reward_stages(stage: Stage, earlier: Mapping[str, Path | None]) -> Stage:
     """Put the results of earlier reward stages, by name, where the rollout section means them.
 
@@ -180,37 +167,7 @@ def _meant(use: str, earlier: Mapping[str, Path | None]) -> str:
 def check_rewards(stage: Stage, earlier: Sequence[str], examples: Sequence[Example]) -> None:
     """Find what is wrong with a stage's rewards before anything is trained: files, folders, and functions by trying."""
     for reward in stage.rollout.rewards:
-        if ".py:" in reward.uses[0]:
-            if len(reward.uses) > 1:
-                raise RecipeError("rollout.rewards: several models make one ensemble; give functions one by one")
-            _try(reward.uses[0], stage.rollout.reward_timeout, examples)
-            continue
-        for use in reward.uses:
-            if use in earlier:
-                continue
-            if not Path(use).exists():
-                raise RunError(
-                    f"rollout.rewards: there is no run or model folder '{use}', and no earlier reward stage of that "
-                    f"name{suggest(use, earlier)}; a Python function is written ./rewards.py:fn"
-                )
-            check_scorer(Path(use))
-
-
-def _try(spec: str, timeout: float, examples: Sequence[Example]) -> None:
-    prompts = [example for example in examples if isinstance(example, Prompt)][: len(PROBES)]
-    names = sorted({name for example in examples if isinstance(example, Prompt) for name in example.columns})
-    reward = FunctionReward(spec, timeout)
-    try:
-        reward(
-            Answers(
-                [as_plain(example.prompt) for example in prompts],
-                list(PROBES[: len(prompts)]),
-                {name: [example.columns.get(name) for example in prompts] for name in names},
-                [],
-            )
-        )
-    finally:
-        reward.close()
+        check_reward(reward, stage.rollout.reward_timeout, examples, earlier)
 
 
 def evaluator(source: RolloutSource) -> Callable[[Mapping[str, float]], Mapping[str, float]] | None:

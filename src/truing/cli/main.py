@@ -154,6 +154,90 @@ def score(
         click.echo(line)
 
 
+@cli.command("best-of-n")
+@click.argument("run", type=FOLDER)
+@click.argument("files", nargs=-1, required=True)
+@click.option(
+    "--reward",
+    "rewards",
+    multiple=True,
+    required=True,
+    metavar="RUN|FILE.py:FN",
+    help="A reward model, or a Python function as in rollout.rewards; of several the sum.",
+)
+@click.option("--n", "count", type=int, default=16, show_default=True, help="Completions of each prompt.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--temperature", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample from the k likeliest tokens only.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="... from those that together have this.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sampling.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Only the first so many rows.")
+@click.option("--output", type=FOLDER, metavar="FILE", help="Write the best of each prompt here, to train sft on.")
+@click.option("--all-samples", type=FOLDER, metavar="FILE", help="Write every completion and its score here.")
+@click.option(
+    "--reward-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds that a function may take for a batch of completions.",
+)
+@click.option("--server", metavar="URL", help="Sample from a server of RUN's model; RUN gives tokenizer and template.")
+@click.option("--server-kind", type=click.Choice(["vllm", "llama_cpp", "transformers"]), help="Which server it is.")
+@click.option("--server-model", metavar="NAME", help="The name that it serves the model under (RUN by default).")
+@click.option("--server-key", metavar="VARIABLE", help="The environment variable that holds its API key.")
+def best_of_n(
+    run: Path,
+    files: tuple[str, ...],
+    rewards: tuple[str, ...],
+    count: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    seed: int,
+    limit: int | None,
+    output: Path | None,
+    all_samples: Path | None,
+    reward_timeout: float,
+    server: str | None,
+    server_kind: str | None,
+    server_model: str | None,
+    server_key: str | None,
+) -> None:
+    """Sample completions of the prompts in FILES with the model of RUN, score them, and keep the best of each."""
+    from truing.build.best_of_n import Targets
+    from truing.build.best_of_n import best_of_n as keep_best
+    from truing.build.writers import Draw
+    from truing.core.errors import InputError
+    from truing.core.settings import parse
+    from truing.models.decoding import Choice
+    from truing.rl.completion_server import ServerSettings
+    from truing.training.progress import reporter
+
+    settings = None
+    if server is not None:
+        if server_kind is None:
+            raise click.UsageError("--server needs --server-kind: vllm, llama_cpp or transformers")
+        asked = {"url": server, "kind": server_kind.replace("_", "."), "model": server_model or str(run)}
+        settings = parse(
+            ServerSettings, {**asked, "api_key_from": server_key}, where=lambda path: "--server: ", error=InputError
+        )
+    elif server_kind or server_model or server_key:
+        raise click.UsageError("--server-kind, --server-model and --server-key belong to --server URL; give that too")
+    for line in keep_best(
+        run,
+        files,
+        rewards,
+        Draw(count, max_new_tokens, Choice(temperature, top_k, top_p), seed),
+        Targets(output, all_samples),
+        reporter(),
+        limit=limit,
+        reward_timeout=reward_timeout,
+        server=settings,
+    ):
+        click.echo(line)
+
+
 @cli.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:

@@ -46,6 +46,17 @@ class LoadedModel:
     """The path or hub id as it was given."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """What a model folder says without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    end_tokens: frozenset[int]
+    """Those of `LoadedModel`."""
+    max_positions: int | None
+    """Tokens of context that the model was made for; None where its configuration names no limit."""
+
+
 SCORE = "score"
 """Where transformers' sequence classifiers keep the head that makes a reward model of a language model."""
 
@@ -99,12 +110,34 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def read_outline(path: str | Path) -> Outline:
+    """Read what a model's folder, or hub id, says of it besides the weights."""
+    from transformers import GenerationConfig
+
+    folder = _folder(str(path))
+    with quiet_transformers():
+        text = _config(folder, _config_json(folder), scores=False).get_text_config()
+        tokenizer = load_tokenizer(folder)
+        generation = text
+        if (folder / "generation_config.json").is_file():
+            try:
+                generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+            except (OSError, ValueError, TypeError) as failure:
+                raise ModelError(f"{folder}/generation_config.json: {_brief(failure)}") from None
+    positions = vars(text).get("max_position_embeddings", vars(text).get("n_positions"))
+    return Outline(tokenizer, _ends(tokenizer, generation.eos_token_id), None if positions is None else int(positions))
+
+
 def end_tokens(tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's end token and those of the generation settings."""
-    found: set[int] = set()
     # A classifier has no generation settings; its configuration then says what the model's own end was.
     generation = getattr(module, "generation_config", None) or module.config.get_text_config()
-    for value in (tokenizer.eos_token_id, generation.eos_token_id):
+    return _ends(tokenizer, generation.eos_token_id)
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, more: int | Sequence[int] | None) -> frozenset[int]:
+    found: set[int] = set()
+    for value in (tokenizer.eos_token_id, more):
         if isinstance(value, int):
             found.add(value)
         elif value is not None:

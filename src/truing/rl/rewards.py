@@ -57,15 +57,29 @@ class Reward(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What messages call the places where a reward was asked for."""
+
+    rewards: str
+    timeout: str
+    """Where its time limit can be changed."""
+    stages: bool = False
+    """Whether a reward can be the name of an earlier stage."""
+
+
+IN_RECIPE = Keys("rollout.rewards", "rollout.reward_timeout", stages=True)
+
+
 class FunctionReward:
     """`fn(prompts, completions, **columns) -> list[float]` of a user's file, called in a process of its own."""
 
-    def __init__(self, spec: str, timeout: float) -> None:
+    def __init__(self, spec: str, timeout: float, keys: Keys = IN_RECIPE) -> None:
         file, _, function = spec.rpartition(":")
         path = Path(file)
         if not path.is_file():
-            raise RewardError(f"rollout.rewards: there is no file '{file}'; write it as ./rewards.py:fn")
-        self.spec, self.name, self._timeout = spec, function, timeout
+            raise RewardError(f"{keys.rewards}: there is no file '{file}'; write it as ./rewards.py:fn")
+        self.spec, self.name, self._timeout, self._keys = spec, function, timeout, keys
         self._process = subprocess.Popen(
             [sys.executable, "-m", "truing.rl.reward_worker", str(path), function],
             stdin=subprocess.PIPE,
@@ -81,7 +95,7 @@ class FunctionReward:
         # A function that hangs does not read either, and a full pipe would make this process hang with it.
         threading.Thread(target=self._write, args=(line,), daemon=True).start()
         found = self._answer(f"scoring {len(answers.completions)} completions").get("rewards")
-        return checked(found, answers, f"rollout.rewards: {self.spec}")
+        return checked(found, answers, f"{self._keys.rewards}: {self.spec}")
 
     def close(self) -> None:
         self._process.kill()
@@ -109,18 +123,18 @@ class FunctionReward:
                 if not selector.select(max(0.0, ends - time.monotonic())):
                     self.close()
                     raise RewardError(
-                        f"rollout.rewards: {self.spec} did not return within {self._timeout:g} s while {doing}; "
-                        "make it faster, or raise rollout.reward_timeout"
+                        f"{self._keys.rewards}: {self.spec} did not return within {self._timeout:g} s while {doing}; "
+                        f"make it faster, or raise {self._keys.timeout}"
                     )
                 piece = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not piece:
-                    raise RewardError(f"rollout.rewards: the process of {self.spec} ended while {doing}")
+                    raise RewardError(f"{self._keys.rewards}: the process of {self.spec} ended while {doing}")
                 self._left += piece
         line, _, self._left = self._left.partition(b"\n")
         content: dict[str, Any] = json.loads(line)
         if "error" in content:
             self.close()
-            raise RewardError(f"rollout.rewards: {harmless(content['error'])}")
+            raise RewardError(f"{self._keys.rewards}: {harmless(content['error'])}")
         return content
 
 
