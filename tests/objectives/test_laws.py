@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.trees import Told, cut, random_columns, step_of, told, trees_for
+from tests.objectives.trees import Told, cut, random_columns, seen, step_of, told, trees_for
 from truing.core.batch import Totals, collate
 from truing.core.errors import InputError
 from truing.objectives.base import Objective
 from truing.objectives.registry import discover
-from truing.training.foresight import foresee
 
 ALL = sorted(discover().items())
 everything = pytest.mark.parametrize("objective", [cls() for _, cls in ALL], ids=[name for name, _ in ALL])
@@ -82,8 +81,8 @@ def test_gradient_agrees_with_finite_differences(objective: Objective) -> None:
     rng = np.random.default_rng(7)
     batch = collate(trees_for(objective, rng, 3))
     policy, reference = random_columns(batch, rng)
-    # What looks ahead is a constant of the step: it is found once, then the policy moves.
-    fixed = list(foresee(Told(), objective, told([batch], policy, reference), MEMORY))
+    # What a rollout or a look ahead says is a constant of the step: it is found once, then the policy moves.
+    fixed = seen(objective, told([batch], policy, reference), MEMORY)
     totals = Totals.of([batch])
 
     def loss(logprobs: torch.Tensor) -> torch.Tensor:
@@ -95,7 +94,9 @@ def test_gradient_agrees_with_finite_differences(objective: Objective) -> None:
     direction = torch.tensor(rng.standard_normal(len(leaf)), dtype=torch.float32)
     step = 1e-2
     slope = float(loss(leaf.detach() + step * direction) - loss(leaf.detach() - step * direction)) / (2 * step)
-    rounding = 1e-5 * float(loss(leaf))  # what float32 leaves of a difference of two losses, over twice the step
+    rounding = 1e-5 * float(
+        loss(leaf.detach())
+    )  # what float32 leaves of a difference of two losses, over twice the step
     assert slope == pytest.approx(float(gradient @ direction), rel=2e-3, abs=max(2e-4, rounding))
 
 
@@ -129,6 +130,7 @@ def test_the_first_loss_and_figures_are_as_stated_where_policy_and_reference_are
 
 def test_every_objective_states_its_source_its_purpose_and_what_to_watch() -> None:
     assert {"sft", "dpo", "ipo", "simpo", "orpo", "kto", "bco", "aot", "wpo"} <= set(discover())
+    assert {"ppo", "grpo", "rloo", "reinforce", "online_dpo", "best_of_n"} <= set(discover())
     for name, cls in ALL:
         assert cls.paper, name
         for text in (cls.purpose, cls.avoid, cls.watch, cls.failure):

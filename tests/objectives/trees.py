@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from truing.core.batch import Batch, Outputs, Totals, collate
 from truing.core.reduce import Share, average, sum_by_completion
 from truing.core.trees import Completion, Tree
 from truing.objectives.base import Objective
+from truing.objectives.policy_gradient import RolloutObjective
 from truing.training.foresight import foresee
 
 
@@ -31,7 +33,11 @@ def random_tree(rng: np.random.Generator, *, completions: int = 2, longest: int 
 
 
 def trees_for(objective: Objective, rng: np.random.Generator, count: int) -> list[Tree]:
-    """Trees of the kind that an objective learns from."""
+    """Trees of the kind that an objective learns from; of a rollout, what it picks of two completions of a prompt."""
+    if isinstance(objective, RolloutObjective):
+        picked = objective.pick([1.0, 0.0])
+        trees = [random_tree(rng, completions=len(picked.keep)) for _ in range(count)]
+        return [replace(tree, pairs=picked.pairs) for tree in trees]
     judged = objective.examples == "judgement"
     completions = 2 if objective.examples == "comparison" or objective.mismatches else 1
     return [random_tree(rng, completions=completions, judged=judged) for _ in range(count)]
@@ -63,8 +69,10 @@ def outputs(logprobs: torch.Tensor) -> Outputs:
 class Told:
     """A model that says what the batch's columns `policy` and `squares` say, however the batch was cut.
 
-    As a reward model it scores a completion by the sum of its log-probs.
+    As a reward model it scores a completion by the sum of its log-probs; as a critic it expects what `critic` says.
     """
+
+    noisy = False
 
     def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         logprobs = batch.column("policy")
@@ -72,7 +80,13 @@ class Told:
             logprobs,
             log_squares=batch.column("squares") if squares else None,
             scores=sum_by_completion(logprobs, batch),
+            values=batch.columns.get("critic"),
         )
+
+    def passes(
+        self, batch: Batch, roles: Sequence[str], *, entropy: bool = False, squares: bool = False
+    ) -> Iterator[Outputs]:
+        yield self.outputs(batch, entropy=entropy, squares=squares)
 
 
 def told(batches: Sequence[Batch], policy: torch.Tensor, reference: torch.Tensor) -> list[Batch]:
@@ -87,11 +101,49 @@ def told(batches: Sequence[Batch], policy: torch.Tensor, reference: torch.Tensor
     ]
 
 
+def rolled_out(objective: Objective, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """For a rollout method, the batches with the columns of a rollout, and what it makes of the whole of them.
+
+    Ratios are well within or well beyond the clip, and 1 where the reference is the policy; all else follows from the
+    tokens, however they are cut.
+    """
+    if not isinstance(objective, RolloutObjective):
+        return batches
+    written = []
+    first = 0
+    for batch in batches:
+        policy = batch.column("policy").detach()
+        counted = sum_by_completion(batch.targets.float(), batch)
+        values = (batch.targets % 5).float() / 5
+        away = torch.where(batch.targets % 2 == 0, 0.05, 0.35)
+        written.append(
+            batch.with_columns(
+                old_logprobs=policy + torch.sign(batch.columns.get("ref_logprobs", policy) - policy) * away,
+                scores=(counted % 7) / 3,
+                ended=counted % 3 > 0,
+                # Neighbours answer the same prompt, in one tree or in two.
+                groups=torch.arange(first, first + batch.num_completions) // 2,
+                values=values,
+                **({"critic": values + (batch.targets % 3) / 4} if objective.criticised else {}),
+            )
+        )
+        first += batch.num_completions
+    prepared = objective.prepare(written, {})
+    return [batch.with_columns(**own) for batch, own in zip(written, prepared.columns, strict=True)]
+
+
+def seen(objective: Objective, batches: Sequence[Batch], memory: Mapping[str, float]) -> Sequence[Batch]:
+    """The batches of a step as a trainer differentiates them."""
+    return foresee(Told(), objective, rolled_out(objective, batches), memory)
+
+
 def shares_of(objective: Objective, batches: Sequence[Batch], memory: Mapping[str, float] | None = None) -> list[Share]:
     """What a trainer makes of a step: the look ahead, then each micro-batch's share."""
     totals = Totals.of(batches)
-    seen = foresee(Told(), objective, batches, memory or {})
-    return [objective(Told().outputs(b, squares=objective.wants_squares), b, totals) for b in seen]
+    return [
+        objective(Told().outputs(batch, squares=objective.wants_squares), batch, totals)
+        for batch in seen(objective, batches, memory or {})
+    ]
 
 
 def step_of(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from truing.core.batch import Batch, Outputs, Totals
 from truing.core.reduce import Share, completion_lengths, metric, sum_by_completion
-from truing.objectives.policy_gradient import PolicyGradient, equal_groups, group_means
+from truing.objectives.policy_gradient import PolicyGradient, equal_groups, group_means, ratios_of
 
 SMALLEST = 1e-4
 """Added to a group's deviation, as TRL does."""
@@ -21,7 +21,8 @@ class GRPO(PolicyGradient):
     """L = mean of −min(ρA, clip(ρ) A) + β k3, A = (score − mean of its group) / deviation of its group.
 
     A group are the completions of one prompt; every token of a completion has its advantage; ρ = π/π_old of a token.
-    The unbiased deviation plus 1e-4 divides. `average` says what the mean is over.
+    The unbiased deviation plus 1e-4 divides. `average` says what the mean is over. k3 is not multiplied by ρ, as in the
+    paper; TRL 1.16 does so by default (arXiv:2512.02556), and its token mean leaves out what `skip_unfinished` skips.
     """
 
     name: ClassVar[str] = "grpo"
@@ -68,7 +69,8 @@ class GRPO(PolicyGradient):
         if self.scale == "group":
             relative = relative / (deviation + SMALLEST)
         elif self.scale == "rollout":
-            relative = relative / (worth.double().std() + SMALLEST)
+            everything = torch.zeros_like(groups)
+            relative = relative / (group_means(worth, everything)[1] + SMALLEST)
         if self.skip_unfinished:
             relative = relative * torch.cat([batch.column("ended") for batch in batches])
         figures = {"rewards/equal_groups": equal_groups(scores, groups), "rewards/deviation": float(deviation.mean())}
@@ -76,8 +78,9 @@ class GRPO(PolicyGradient):
 
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         difference = outputs.logprobs - batch.column("old_logprobs")
-        ratios = difference.exp()
-        losses, decided = self.clipped(ratios, batch.column("advantages"))
+        ratios = ratios_of(difference)
+        policy_losses, decided = self.clipped(ratios, batch.column("advantages"))
+        losses = policy_losses
         kl = self.kl_losses(outputs.logprobs, batch)
         if kl is not None:
             finished = batch.column("ended")[batch.target_completion].float() if self.skip_unfinished else 1.0
@@ -85,7 +88,7 @@ class GRPO(PolicyGradient):
         loss = (losses * self._weights(batch, totals)).sum()
         with torch.no_grad():
             metrics = {
-                "loss/policy": metric(losses),
+                "loss/policy": metric(policy_losses),
                 "policy/approxkl": metric(0.5 * difference.square()),
                 "policy/clipfrac": metric(decided.float()),
                 "val/ratio": metric(ratios),

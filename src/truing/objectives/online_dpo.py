@@ -18,7 +18,7 @@ from truing.objectives.policy_gradient import Picked, Prepared, RolloutObjective
 class OnlineDPO(RolloutObjective):
     """L = −log σ(β[(log π/π_ref)(y⁺) − (log π/π_ref)(y⁻)]), y⁺ and y⁻ the best and the worst scored of a prompt.
 
-    Prompts whose completions all score the same are left out.
+    Prompts whose completions all score the same are left out, where TRL takes the first of two for the better one.
     """
 
     name: ClassVar[str] = "online_dpo"

@@ -34,7 +34,10 @@ KL = "kl_coefficient"
 """What the memory calls the coefficient as the controller has it now."""
 
 RATIO_TOLERANCE = 1e-3
-"""How far the first ratio may be from 1: captured log-probs come from other kernels than those of the update."""
+"""How far the first ratio of a token may be from 1: samples get their log-probs from other kernels than updates do."""
+
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios count up to here: at 88 float32 overflows, and the gradient of what the clip leaves out would be 0 · ∞."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +50,7 @@ class Prepared:
     memory: Mapping[str, float] = field(default_factory=dict)
     """What the next rollout has to know, such as the coefficient of an adaptive KL term."""
     silent: bool = False
-    """Whether nothing can be learned from it: every completion is as good as the others."""
+    """Whether every completion is as good as the others: at most the KL term moves the policy then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +107,17 @@ class RolloutObjective(Objective):
         """Whether a rollout may serve one step only."""
         return False
 
-    def shaped(self, batch: Batch) -> Tensor:
-        """Scores after the penalty and the clip: float32 [C]."""
-        scores = batch.column("scores") - self.missing_end_penalty * (~batch.column("ended")).float()
+    def shaped(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """Scores after the penalty and the clip: float [C], bool [C] → float [C]."""
+        scores = scores - self.missing_end_penalty * (~ended).float()
         return scores if self.reward_clip is None else scores.clamp(-self.reward_clip, self.reward_clip)
 
 
 class PolicyGradient(RolloutObjective):
     """A rollout method with a KL term: in the reward as k1, or in the loss as k2 or k3."""
+
+    whole: ClassVar[bool] = False
+    """Whether a completion is one action, with one ratio."""
 
     kl_coef: float = Field(default=0.05, ge=0)
     """β, what a nat of KL divergence from the reference costs."""
@@ -121,7 +127,7 @@ class PolicyGradient(RolloutObjective):
     kl_target: float | None = Field(default=None, gt=0)
     """Nats a completion that an adaptive coefficient steers to (arXiv:1909.08593, section 2.2)."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
-    """Completions over which it steers."""
+    """Completions over which it steers; a rollout of more than these counts as these."""
     kl_budget: float | None = Field(default=None, gt=0)
     """Nats a completion at which training ends, with what it has got."""
     clip_range: float = Field(default=0.2, gt=0)
@@ -142,7 +148,7 @@ class PolicyGradient(RolloutObjective):
     def prepare(self, batches: Sequence[Batch], memory: Mapping[str, float]) -> Prepared:
         beta = self.coefficient(memory)
         kls = [log_ratio(batch) for batch in batches]
-        scores = torch.cat([self.shaped(batch) for batch in batches])
+        scores = torch.cat([self.shaped(batch.column("scores"), batch.column("ended")) for batch in batches])
         columns, more = self.advantages(batches, scores, kls, beta if self.kl_estimator == "k1" else 0.0)
         figures = summary(batches)
         mean_kl, mean_score = figures["objective/kl"], float(scores.double().mean())
@@ -154,12 +160,12 @@ class PolicyGradient(RolloutObjective):
             **more,
         }
         coefs = torch.full((1,), beta)
-        silent = all(not bool(own["advantages"].any()) for own in columns)
+        same = more.get("rewards/equal_groups") == 1.0 or not any(bool(own["advantages"].any()) for own in columns)
         return Prepared(
             [{**own, "kl_coef": coefs.to(batch.tokens.device)} for own, batch in zip(columns, batches, strict=True)],
             metrics,
             {**memory, KL: self._steered(beta, mean_kl, len(scores))},
-            silent and not (beta and abs(mean_kl) > RATIO_TOLERANCE),
+            same,
         )
 
     @abstractmethod
@@ -183,8 +189,10 @@ class PolicyGradient(RolloutObjective):
         if self.kl_estimator == "k1":
             return None
         difference = logprobs - batch.column("ref_logprobs")
-        kl = 0.5 * difference.square() if self.kl_estimator == "k2" else torch.expm1(-difference) + difference
-        return batch.column("kl_coef") * kl
+        if self.kl_estimator == "k2":
+            return batch.column("kl_coef") * 0.5 * difference.square()
+        near = difference.clamp(min=-LARGEST_LOG_RATIO)
+        return batch.column("kl_coef") * (torch.expm1(-near) + near)
 
     def clipped(self, ratios: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
         """Return −min(ρA, clip(ρ)A) and whether the clip decided: float32 and bool of the shape of `ratios`."""
@@ -195,12 +203,13 @@ class PolicyGradient(RolloutObjective):
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
         ratio = metrics.get("val/ratio")
-        if ratio is not None and abs(ratio - 1) > RATIO_TOLERANCE:
+        length = max(1.0, metrics.get("completions/length", 1.0))
+        if ratio is not None and abs(ratio - 1) > RATIO_TOLERANCE * (length if self.whole else 1.0):
             return f"the first ratio is {ratio:.6g}, but must be 1: the policy does not agree with its own samples"
         if metrics.get("policy/clipfrac", 0.0) > 0:
             return "the clip acts before the first update: the policy does not agree with its own samples"
         kl = metrics.get("objective/kl", 0.0)
-        if abs(kl) > RATIO_TOLERANCE * max(1.0, metrics.get("completions/length", 1.0)):
+        if abs(kl) > RATIO_TOLERANCE * length:
             return (
                 f"the first KL is {kl:.6g}, but must be 0: the reference is not the policy that this stage starts from"
             )
@@ -210,7 +219,13 @@ class PolicyGradient(RolloutObjective):
         if self.kl_target is None:
             return beta
         error = max(-0.2, min(0.2, kl / self.kl_target - 1))
-        return beta * (1 + error * completions / self.kl_horizon)
+        # More completions than the horizon must not turn the coefficient's sign.
+        return beta * (1 + error * min(1.0, completions / self.kl_horizon))
+
+
+def ratios_of(differences: Tensor) -> Tensor:
+    """π/π_old from log π − log π_old: float32 of the same shape, at most e²⁰ and without gradient there."""
+    return differences.clamp(max=LARGEST_LOG_RATIO).exp()
 
 
 def summary(batches: Sequence[Batch]) -> dict[str, float]:

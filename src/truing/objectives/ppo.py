@@ -11,7 +11,7 @@ from torch import Tensor
 
 from truing.core.batch import Batch, Outputs, Totals
 from truing.core.reduce import Metric, Share, metric
-from truing.objectives.policy_gradient import PolicyGradient, generalised_advantages, last_tokens, whitened
+from truing.objectives.policy_gradient import PolicyGradient, generalised_advantages, last_tokens, ratios_of, whitened
 
 
 class PPO(PolicyGradient):
@@ -104,7 +104,7 @@ class PPO(PolicyGradient):
     def policy_share(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         """The clipped objective, with the KL term and the entropy where they belong to the loss."""
         difference = outputs.logprobs - batch.column("old_logprobs")
-        ratios = difference.exp()
+        ratios = ratios_of(difference)
         losses, decided = self.clipped(ratios, batch.column("advantages"))
         loss = losses.sum()
         kl = self.kl_losses(outputs.logprobs, batch)
@@ -135,5 +135,8 @@ class PPO(PolicyGradient):
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 − var(returns − values) / var(returns), over float [K]; 0 where the returns do not vary."""
-    spread = float(returns.double().var()) if len(returns) > 1 else 0.0
-    return 0.0 if spread == 0.0 else 1.0 - float((returns.double() - values.double()).var()) / spread
+    wide = returns.double()
+    spread = float(wide.var()) if len(wide) > 1 else 0.0
+    if spread <= 1e-12 * float(wide.square().mean()):  # what float32 leaves of returns that are all the same
+        return 0.0
+    return 1.0 - float((wide - values.double()).var()) / spread

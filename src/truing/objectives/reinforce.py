@@ -12,7 +12,7 @@ from torch import Tensor
 from truing.core.batch import Batch, Outputs, Totals
 from truing.core.reduce import Share, metric, sum_by_completion
 from truing.objectives.grpo import by_token, penalised
-from truing.objectives.policy_gradient import PolicyGradient, last_tokens, whitened
+from truing.objectives.policy_gradient import PolicyGradient, last_tokens, ratios_of, whitened
 
 
 class Reinforce(PolicyGradient):
@@ -56,6 +56,6 @@ class Reinforce(PolicyGradient):
         if kl is not None:
             loss = loss + kl.sum()
         with torch.no_grad():
-            ratios = (outputs.logprobs - batch.column("old_logprobs")).exp()
+            ratios = ratios_of(outputs.logprobs - batch.column("old_logprobs"))
             metrics = {"loss/policy": metric(losses), "val/ratio": metric(ratios)}
         return Share(loss / max(totals.completions, 1), metrics)

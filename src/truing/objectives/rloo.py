@@ -12,13 +12,14 @@ from torch import Tensor
 from truing.core.batch import Batch, Outputs, Totals
 from truing.core.reduce import Share, metric, sum_by_completion
 from truing.objectives.grpo import by_token, penalised
-from truing.objectives.policy_gradient import PolicyGradient, equal_groups, group_means, last_tokens
+from truing.objectives.policy_gradient import PolicyGradient, equal_groups, group_means, last_tokens, ratios_of
 
 
 class RLOO(PolicyGradient):
     """L = −mean over completions of min(ρA, clip(ρ) A), A = R − mean R of the prompt's other completions.
 
-    R = score − β log π_old/π_ref of the whole completion, which is one action: ρ = π(y|x)/π_old(y|x).
+    R = score − β log π_old/π_ref of the whole completion, which is one action: ρ = π(y|x)/π_old(y|x). TRL has the same,
+    without a penalty for unfinished completions.
     """
 
     name: ClassVar[str] = "rloo"
@@ -35,6 +36,7 @@ class RLOO(PolicyGradient):
     learning_rate: ClassVar[float] = 1e-6
     group_size: ClassVar[int] = 4
     least_group: ClassVar[int] = 2
+    whole: ClassVar[bool] = True
 
     missing_end_penalty: float = Field(default=1.0, ge=0)
     """Taken off the score of a completion that the limit of new tokens cut before it ended (arXiv:2403.17031)."""
@@ -51,7 +53,7 @@ class RLOO(PolicyGradient):
 
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
         difference = outputs.logprobs - batch.column("old_logprobs")
-        ratios = sum_by_completion(difference, batch).exp()
+        ratios = ratios_of(sum_by_completion(difference, batch))
         losses, decided = self.clipped(ratios, batch.column("advantages")[last_tokens(batch)])
         loss = losses.sum()
         kl = self.kl_losses(outputs.logprobs, batch)

@@ -313,7 +313,8 @@ class RolloutSource:
         for number, (asking, group) in enumerate(zip(askings, groups, strict=True)):
             own = scores[first : first + len(group)]
             first += len(group)
-            picked = self.objective.pick(own)
+            ended = torch.tensor([row.ended for row in group])
+            picked = self.objective.pick(self.objective.shaped(torch.tensor(own, dtype=torch.float64), ended).tolist())
             kept = [group[index] for index in picked.keep]
             tree = _tree(asking, kept, picked.pairs)
             found.append(_Scored(tree, kept, [own[i] for i in picked.keep], number) if kept else None)
