@@ -22,6 +22,8 @@ from truing.build.merge import merge_run
 from truing.build.score import Scored, calibration_error, describe_members, wilson
 from truing.cli.main import cli
 from truing.core.errors import InputError, RunError
+from truing.data.dataset import load
+from truing.data.settings import DataSettings
 from truing.recipe.load import recipe_from
 from truing.training.progress import Silent
 from truing.world.base_model import write_base_model
@@ -239,3 +241,31 @@ def test_a_sure_and_right_judge_is_calibrated() -> None:
     assert calibration_error(sure, np.full(100, 0.5)) == pytest.approx(0.5)
     undecided = np.zeros(100)
     assert calibration_error(undecided, np.tile([0.0, 1.0], 50)) == pytest.approx(0.0)
+
+
+def test_scores_of_raw_text_go_through_the_template_that_the_recipe_named(
+    world: tuple[Path, WorldFiles], tmp_path: Path
+) -> None:
+    """The first row's score is the model's on exactly the tokens that training would have made of it."""
+    files = world[1]
+    stage = reward_stage(files, data={"path": str(files.pairs), "max_length": 64}, optim={"lr": 3e-3, "max_steps": 4})
+    run(recipe_from(recipe(world, [{**stage, "template": "chatml"}], LORA)), tmp_path / "run", Silent())
+    opened = open_scorer(tmp_path / "run")
+    dataset = load(
+        DataSettings(path=str(files.pairs), max_length=64, limit=1),
+        "comparison",
+        opened.tokenizer,
+        "chatml",
+        opened.loaded.end_tokens,
+        lambda done, total: None,
+    )
+    with torch.no_grad():
+        expected = opened.model.completion_scores(opened.model.collate(dataset.train))
+    out = tmp_path / "scores.jsonl"
+    assert (
+        CliRunner().invoke(cli, ["score", str(tmp_path / "run"), str(files.pairs), "--output", str(out)]).exit_code == 0
+    )
+    first = json.loads(out.read_text(encoding="utf-8").splitlines()[0])
+    assert first["answer"] == "chosen"
+    assert first["score"] == pytest.approx(float(expected[0]), abs=1e-5)
+    assert first["tokens"] == len(dataset.train[0].completions[0].tokens)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from truing.build.load_result import is_scorer
+from truing.build.load_result import is_scorer, template_of
 from truing.build.rewards import (
     as_plain,
     build_reward,
@@ -20,7 +20,7 @@ from truing.build.rewards import (
     named_apart,
 )
 from truing.build.score import Z
-from truing.build.writers import Draw, Writer, in_process, on_server, template_of
+from truing.build.writers import Draw, Writer, in_process, on_server
 from truing.core.best_of import FloatArray, clustered_error, expected_best, kl_bound
 from truing.core.errors import DataError, InputError, MachineError, RunError
 from truing.core.samples import Sampled

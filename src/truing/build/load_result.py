@@ -18,6 +18,7 @@ from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_config import CONFIG_FILE
 from truing.models.lora.peft_format import load_adapter
 from truing.models.selfcheck import self_check
+from truing.recipe.load import load_recipe
 
 RESULT = "result"
 
@@ -41,6 +42,14 @@ def result_folder(path: Path) -> Path:
             raise RunError(f"{path} has no result yet; continue it with `truing resume {path}`")
         return path / "final"
     return path
+
+
+def template_of(path: Path) -> str | None:
+    """How a result's own template is to be used: for raw text too, where its run put raw text into it."""
+    folder = path.parent if path.name == "final" else path
+    recipe = folder / "recipe.yaml"
+    named = load_recipe(recipe).stages[-1].template if recipe.is_file() else None
+    return None if named in (None, "plain") else "tokenizer"
 
 
 def open_result(path: Path) -> Opened:

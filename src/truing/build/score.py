@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from truing.build.load_result import check_members, open_scorer
+from truing.build.load_result import check_members, open_scorer, template_of
 from truing.core.batch import Batch
 from truing.core.ensemble import ensemble_score
 from truing.core.errors import DataError
@@ -75,7 +75,7 @@ def score_file(
         settings,
         _kind(settings),
         opened.tokenizer,
-        None,
+        template_of(runs[0]),
         opened.loaded.end_tokens,
         lambda done, total: None,
         needed_by="truing score",

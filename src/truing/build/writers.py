@@ -17,7 +17,6 @@ from truing.models.loading import load_tokenizer, read_outline
 from truing.models.lora.adapters import Adapters
 from truing.models.roles import AdapterOverBase
 from truing.models.sampling import sample
-from truing.recipe.load import load_recipe
 from truing.rl.completion_server import CompletionServer, ServerSettings
 
 Write = Callable[[Sequence[Sequence[int]], int], list[list[Sampled]]]
@@ -86,10 +85,3 @@ def on_server(run: Path, draw: Draw, server: ServerSettings) -> Writer:
         )
 
     return Writer(tokenizer, outline.end_tokens, outline.max_positions, Judged(base, None, tokenizer, None), write)
-
-
-def template_of(run: Path) -> str | None:
-    """How the result's own template is to be used: for raw text too where the run put raw text into it."""
-    recipe = run / "recipe.yaml"
-    named = load_recipe(recipe).stages[-1].template if recipe.is_file() else None
-    return None if named in (None, "plain") else "tokenizer"
