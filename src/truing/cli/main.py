@@ -24,7 +24,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="truing", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Fine-tune and align language models: SFT, DPO and their relatives, with full weights or LoRA."""
+    """Fine-tune and align language models: SFT, DPO, KTO, reward models, RLHF, with full weights or LoRA."""
 
 
 @cli.command()

@@ -18,12 +18,12 @@ class BestOfN(RolloutObjective):
 
     name: ClassVar[str] = "best_of_n"
     paper: ClassVar[str] = "arXiv:2304.06767 (RAFT); the choice itself: arXiv:2009.01325"
-    purpose: ClassVar[str] = "The simplest use of a reward: sample several, keep the best, train on it as in sft."
+    purpose: ClassVar[str] = "The simplest use of a reward: sample several, keep the best, train on it as in `sft`."
     avoid: ClassVar[str] = "Avoid where the reward has a flaw: the best of many is where it shows first."
     watch: ClassVar[str] = "`objective/scores`, of everything sampled, should rise; `objective/kl` grows slowly."
     failure: ClassVar[str] = (
-        "`rewards/equal_groups` near 1: the reward does not tell completions apart. "
-        "`objective/entropy` falling to almost nothing: fewer steps, or a larger group of prompts."
+        "`rewards/equal_groups` near 1: the reward does not tell completions apart.\n"
+        "`objective/entropy` falls to almost nothing: fewer steps, or a larger group of prompts."
     )
     learning_rate: ClassVar[float] = 1e-5
     learning_rate_range: ClassVar[tuple[float, float]] = (1e-7, 1e-3)

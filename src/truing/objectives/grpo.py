@@ -30,13 +30,15 @@ class GRPO(PolicyGradient):
     purpose: ClassVar[str] = "RLHF without a critic, above all where a program can check an answer."
     avoid: ClassVar[str] = "Avoid where most groups are all right or all wrong: then nothing is learned from them."
     watch: ClassVar[str] = (
-        "`objective/scores` should rise and `rewards/equal_groups`, the share of prompts whose completions all score "
-        "the same, stay well below 1; `val/ratio` stays near 1."
+        "`objective/scores` should rise.\n"
+        "`rewards/equal_groups`, the share of prompts whose completions all score the same, stays well below 1.\n"
+        "`val/ratio` starts at 1 and stays near it; `objective/kl` starts at 0 and grows slowly."
     )
     failure: ClassVar[str] = (
         "`rewards/equal_groups` near 1: the reward does not tell completions apart; take easier or harder prompts, a "
-        "larger group_size, or a finer reward. `completions/length` growing without better scores: "
-        "average: token or constant, scale: none. `objective/kl` growing fast: raise kl_coef, set kl_budget."
+        "larger rollout.group_size, or a finer reward.\n"
+        "`completions/length` grows without better scores: average: token or constant, scale: none.\n"
+        "`objective/kl` grows fast: raise kl_coef, set kl_budget, or take kl_estimator: k1."
     )
     learning_rate: ClassVar[float] = 1e-6
     group_size: ClassVar[int] = 8

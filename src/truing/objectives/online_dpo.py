@@ -24,14 +24,14 @@ class OnlineDPO(RolloutObjective):
     name: ClassVar[str] = "online_dpo"
     paper: ClassVar[str] = "arXiv:2402.04792, section 3.2; the loss: arXiv:2305.18290, eq. 7"
     purpose: ClassVar[str] = "DPO where a reward is at hand: it compares what the policy writes now."
-    avoid: ClassVar[str] = "Avoid where the reward is a poor judge: dpo on people's comparisons needs none."
+    avoid: ClassVar[str] = "Avoid where the reward is a poor judge: `dpo` on people's comparisons needs none."
     watch: ClassVar[str] = (
-        "`objective/scores`, of everything sampled, should rise; `rewards/accuracies` and `rewards/margins` start at a "
-        "half and at 0 with every rollout's reference and grow slowly."
+        "`objective/scores`, of everything sampled, should rise.\n"
+        "`rewards/accuracies` and `rewards/margins` start at a half and at 0, and grow slowly; `loss` starts at ln 2."
     )
     failure: ClassVar[str] = (
-        "`rewards/equal_groups` near 1: the reward does not tell completions apart. `objective/kl` growing with "
-        "worse samples: raise beta."
+        "`rewards/equal_groups` near 1: the reward does not tell completions apart.\n"
+        "`objective/kl` grows with worse samples: raise beta."
     )
     learning_rate: ClassVar[float] = 5e-7
     group_size: ClassVar[int] = 2

@@ -80,7 +80,7 @@ class RolloutObjective(Objective):
     missing_end_penalty: float = Field(default=0.0, ge=0)
     """Taken off the score of a completion that the limit of new tokens cut before it ended."""
     reward_clip: float | None = Field(default=None, gt=0)
-    """Scores are clipped to ± this."""
+    """Scores are clipped to ± this; not clipped unless asked for. Normalised ones rarely need it."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -120,18 +120,18 @@ class PolicyGradient(RolloutObjective):
     """Whether a completion is one action, with one ratio."""
 
     kl_coef: float = Field(default=0.05, ge=0)
-    """β, what a nat of KL divergence from the reference costs."""
+    """β, what a nat of KL divergence from the reference costs; 0.05 as in arXiv:2403.17031."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """k1, log π/π_ref, is taken off the reward; k2, half its square, and k3, π_ref/π − 1 + log π/π_ref, are added to
     the loss. These are different algorithms."""
     kl_target: float | None = Field(default=None, gt=0)
     """Nats a completion that an adaptive coefficient steers to (arXiv:1909.08593, section 2.2)."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
-    """Completions over which it steers; a rollout of more than these counts as these."""
+    """Completions over which it steers; a rollout of more than these counts as these. 10,000 as in arXiv:1909.08593."""
     kl_budget: float | None = Field(default=None, gt=0)
-    """Nats a completion at which training ends, with what it has got."""
+    """Nats a completion at which training ends, with what it has got; none unless asked for."""
     clip_range: float = Field(default=0.2, gt=0)
-    """ε: the ratio π/π_old counts within 1 ± ε."""
+    """ε: the ratio π/π_old counts within 1 ± ε; 0.2 as in arXiv:1707.06347."""
     clip_range_high: float | None = Field(default=None, gt=0)
     """Another ε above 1, as DAPO has it: 0.28 there (arXiv:2503.14476, section 3.1)."""
 

@@ -24,16 +24,20 @@ class PPO(PolicyGradient):
     name: ClassVar[str] = "ppo"
     paper: ClassVar[str] = "arXiv:1707.06347, eq. 7; for language models arXiv:1909.08593 and arXiv:2403.17031"
     purpose: ClassVar[str] = "RLHF: a reward model or a program says how good an answer is, the policy tries to please."
-    avoid: ClassVar[str] = "Avoid when comparisons are all there is and dpo does the job: it has fewer parts to tune."
+    avoid: ClassVar[str] = "Avoid when comparisons are all there is and `dpo` does the job: it has fewer parts to tune."
     watch: ClassVar[str] = (
-        "`objective/scores` should rise while `objective/kl` stays in the tens of nats or below; `val/ratio` stays "
-        "near 1, `policy/clipfrac` below 0.2 or so, `val/explained_variance` climbs from 0 towards 1."
+        "`objective/scores` should rise, and `objective/rlhf_reward`, which has the price of KL taken off, with it.\n"
+        "`objective/kl` starts at 0 and stays in the tens of nats a completion or below.\n"
+        "`val/ratio` starts at 1 and stays near it, `policy/clipfrac` starts at 0 and stays below 0.2 or so.\n"
+        "`val/explained_variance` climbs from 0 towards 1."
     )
     failure: ClassVar[str] = (
-        "`objective/scores` and `objective/kl` rising together while samples get worse: the reward is being exploited; "
-        "raise kl_coef, set kl_budget or kl_target. `val/explained_variance` below 0 for long: the critic lags; give "
-        "value_warmup steps or a higher rollout.value_lr. `completions/ended` near 0: raise rollout.max_new_tokens or "
-        "missing_end_penalty."
+        "`objective/scores` and `objective/kl` rise together while samples get worse: the reward is being exploited; "
+        "raise kl_coef, set kl_budget or kl_target.\n"
+        "`val/explained_variance` below 0 for long: the critic lags; give value_warmup steps or a higher "
+        "rollout.value_lr.\n"
+        "`completions/ended` near 0: raise rollout.max_new_tokens or missing_end_penalty.\n"
+        "`policy/clipfrac` above 0.3: a lower rate, or fewer rollout.epochs."
     )
     rollout_epochs: ClassVar[int] = 4
     criticised: ClassVar[bool] = True

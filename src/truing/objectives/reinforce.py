@@ -24,9 +24,9 @@ class Reinforce(PolicyGradient):
     name: ClassVar[str] = "reinforce"
     paper: ClassVar[str] = "Williams 1992, with the rollout's mean as baseline; whitening as in arXiv:2501.03262"
     purpose: ClassVar[str] = "The plainest policy gradient: to compare with, and to understand the others by."
-    avoid: ClassVar[str] = "Avoid for small rollouts: its one baseline for all prompts leaves much noise (rloo, grpo)."
+    avoid: ClassVar[str] = "Avoid for small rollouts: its one baseline for all prompts leaves much noise (`rloo`)."
     watch: ClassVar[str] = "`objective/scores` should rise, `objective/kl` grow slowly."
-    failure: ClassVar[str] = "`grad_norm` jumping from step to step: larger rollouts (batch.examples), or rloo."
+    failure: ClassVar[str] = "`grad_norm` jumping from step to step: larger rollouts (batch.examples), or `rloo`."
     learning_rate: ClassVar[float] = 1e-6
     group_size: ClassVar[int] = 4
 

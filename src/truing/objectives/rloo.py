@@ -27,11 +27,12 @@ class RLOO(PolicyGradient):
     purpose: ClassVar[str] = "RLHF without a critic, with several completions of a prompt as each other's baseline."
     avoid: ClassVar[str] = "Avoid for long completions: the ratio of a whole one leaves the clip soon."
     watch: ClassVar[str] = (
-        "`objective/scores` should rise; `rewards/equal_groups` stays well below 1; `val/ratio` stays near 1."
+        "`objective/scores` should rise, and `objective/rlhf_reward` with it.\n"
+        "`rewards/equal_groups` stays well below 1; `val/ratio`, of whole completions, starts at 1 and stays near it."
     )
     failure: ClassVar[str] = (
-        "`policy/clipfrac` above a half: too many epochs or too high a rate. `objective/kl` growing with "
-        "worse samples: raise kl_coef or set kl_budget."
+        "`policy/clipfrac` above a half: too many epochs or too high a rate.\n"
+        "`objective/kl` grows with worse samples: raise kl_coef or set kl_budget."
     )
     learning_rate: ClassVar[float] = 1e-6
     group_size: ClassVar[int] = 4
