@@ -283,6 +283,12 @@ def test_what_a_rollout_stage_lacks_is_said_first(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rollout_section_that_nothing_would_read_is_refused(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    recipe = whole(world, **{**stage(world, "sft"), "data": {"path": str(world[1].demonstrations), "max_length": 48}})
+    with pytest.raises(InputError, match="learns from rows"):
+        run(recipe_from(recipe), tmp_path / "run", Silent())
+
+
 def test_reinforce_refuses_a_second_step_of_a_rollout(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
     rollout = {**stage(world, "reinforce")["rollout"], "epochs": 2}
     with pytest.raises(InputError, match="one step only"):

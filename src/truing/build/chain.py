@@ -12,7 +12,7 @@ from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
 from truing.build.rollout_stage import check_rewards, rollout_objective, with_reward_stages
 from truing.build.stage import Assembled, assemble, introduce, run_stage
-from truing.core.errors import DataError, RunError
+from truing.core.errors import DataError, RecipeError, RunError
 from truing.data.dataset import check_sources
 from truing.data.examples import Judgement
 from truing.models.calibration import Calibration
@@ -20,6 +20,7 @@ from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
 from truing.recipe.schema import Recipe, Stage
+from truing.rl.settings import RolloutSettings
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory, fresh_staging, publish
 
@@ -124,6 +125,11 @@ def _adapter_start(recipe: Recipe, index: int) -> Path | None:
 
 def _check_stages(recipe: Recipe) -> None:
     """Find in the first second what would otherwise stop a chain after hours."""
+    if all(stage.rollout != RolloutSettings() and not _by_rollouts(stage) for stage in recipe.stages):
+        raise RecipeError(
+            f"rollout: is set, but {recipe.stages[-1].objective['use']} learns from rows, not from completions of its "
+            "own; leave it out, or take a method that does (ppo, grpo, rloo, reinforce, online_dpo, best_of_n)"
+        )
     model = ""
     scorers: dict[str, Path | None] = {}
     for stage in recipe.stages:

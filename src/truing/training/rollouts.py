@@ -115,11 +115,6 @@ class RolloutSource:
     _norms: dict[str, tuple[float, float]] = field(default_factory=dict)
     _silent: int = 0
 
-    @property
-    def rollouts(self) -> int:
-        """Rollouts that the whole run takes, if each gives all its steps."""
-        return -(-self.total_steps // (self.plan.epochs * self.plan.mini_batches))
-
     def steps(self, start: int) -> Iterator[PreparedStep]:
         """Yield the steps from number `start` on; a later start needs the state that was saved there."""
         step = start
