@@ -175,6 +175,12 @@ def test_full_weights_resume_in_a_rollout_too(
     assert_a_cut_changes_nothing(recipe, tmp_path, monkeypatch, objective="ppo", step=3, stage=".")
 
 
+def test_a_chain_cut_in_its_ppo_stage_ends_with_the_same_bits(
+    world: tuple[Path, WorldFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_a_cut_changes_nothing(rlhf(world), tmp_path, monkeypatch, objective="ppo", step=3, stage="3-ppo")
+
+
 def test_the_critic_warms_up_while_the_policy_stays(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
     recipe = whole(world, **stage(world, "ppo", objective={"use": "ppo", "value_warmup": 4}))
     run(recipe_from(recipe), tmp_path / "run", Silent())
