@@ -45,6 +45,7 @@ from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter
 from truing.training.reference import LogprobStore, ReferenceLogprobs
+from truing.training.rollouts import RolloutSource
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
 from truing.training.source import Annotate, Source, TreeSource, fixed_batches
@@ -122,6 +123,15 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
 def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
     trainer = _trainer(ready, run, reporter)
+    try:
+        _fit(trainer, recipe, ready, run, reporter)
+    finally:
+        if isinstance(trainer.source, RolloutSource):
+            trainer.source.close()
+    return write_final(ready.built, ready.dataset.template, run.path, reporter)
+
+
+def _fit(trainer: Trainer, recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> None:
     saved, complaints = checkpoint.load_latest(trainer.checkpoints)
     for complaint in complaints:
         reporter.warn(complaint)
@@ -133,7 +143,6 @@ def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Rep
         for name in ("metrics.jsonl", "samples.jsonl"):
             (run.path / name).unlink(missing_ok=True)
     trainer.fit()
-    return write_final(ready.built, ready.dataset.template, run.path, reporter)
 
 
 def introduce(ready: Assembled, reporter: Reporter) -> None:

@@ -190,6 +190,11 @@ class RolloutSource:
         saved = values.get("rollout")
         self._current = None if saved is None else _from_tensors(tensors, saved, self.crew.collate)
 
+    def close(self) -> None:
+        """End the processes of the rewards."""
+        for weighed in self.crew.rewards:
+            weighed.reward.close()
+
     def _next(self) -> _Rollout:
         """Make rollouts until one has something to learn from."""
         if not self._norms and any(weighed.normalize for weighed in self.crew.rewards):
