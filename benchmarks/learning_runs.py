@@ -80,5 +80,6 @@ def stage(base: Path, start: Path | None, data: Path, objective: Mapping[str, An
         "data": {"path": str(data), "max_length": 64},
         "samples": {"count": 0},
         "checkpoint": {"every": 100_000},
+        "precision": {"matmul": "highest"},  # the same on every run, whatever else the machine does
         **changes,
     }

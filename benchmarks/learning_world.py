@@ -31,7 +31,7 @@ WORLD = replace(REVIEWS, settings=(*REVIEWS.settings, *MORE_SETTINGS))
 TUNING_PROMPTS = 72  # of the held-out ones, the first, on which settings were chosen; the others are judged
 JUDGEMENTS = 6000
 GOOD_ENOUGH = 0.65  # the reward at which a judge is in two minds
-TEST_PAIRS = 2000
+TEST_PAIRS = 8000
 WORDY_PAIRS, WORDY_BIAS = 300, 0.1  # comparisons for the flawed reward: how many, and what a word seems worth
 
 
