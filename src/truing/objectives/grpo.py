@@ -34,8 +34,10 @@ class GRPO(PolicyGradient):
     )
     failure: ClassVar[str] = (
         "`rewards/equal_groups` near 1: the reward does not tell completions apart; take easier or harder prompts, a "
-        "larger group_size, or a finer reward. `completions/length` growing without better scores: "
-        "average: token or constant, scale: none. `objective/kl` growing fast: raise kl_coef, set kl_budget."
+        "larger group_size, or a finer reward. `completions/length` growing without better scores: average: token or "
+        "constant, scale: none. `objective/kl` growing fast: raise kl_coef, set kl_budget; with a reward model take "
+        "kl_estimator: k1 or k2, because k3 pulls a token down by kl_coef at most, however rare it is in the "
+        "reference, and does not hold a policy that has found what the model overrates."
     )
     learning_rate: ClassVar[float] = 1e-6
     group_size: ClassVar[int] = 8
