@@ -38,7 +38,9 @@ class GRPO(PolicyGradient):
         "`rewards/equal_groups` near 1: the reward does not tell completions apart; take easier or harder prompts, a "
         "larger rollout.group_size, or a finer reward.\n"
         "`completions/length` grows without better scores: average: token or constant, scale: none.\n"
-        "`objective/kl` grows fast: raise kl_coef, set kl_budget, or take kl_estimator: k1."
+        "`objective/kl` grows fast: raise kl_coef, set kl_budget; with a reward model take kl_estimator: k1 or k2, "
+        "because k3 pulls a token down by kl_coef at most, however rare it is in the reference, and does not hold a "
+        "policy that has found what the model overrates."
     )
     learning_rate: ClassVar[float] = 1e-6
     group_size: ClassVar[int] = 8

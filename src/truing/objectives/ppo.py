@@ -49,7 +49,8 @@ class PPO(PolicyGradient):
     lam: float = Field(default=0.95, ge=0, le=1)
     """λ of the generalised advantages; 0.95 as in arXiv:1909.08593."""
     value_coef: float = Field(default=0.1, gt=0)
-    """c; 0.1 as in arXiv:1909.08593."""
+    """c; 0.1 as in arXiv:1909.08593. Policy and critic share no trained weights and AdamW is blind to scale, so what
+    makes the critic learn faster is rollout.value_lr."""
     clip_range_value: float = Field(default=0.2, gt=0)
     """ε_v; 0.2 as in arXiv:1909.08593."""
     entropy_coef: float = Field(default=0.0, ge=0)

@@ -40,7 +40,8 @@ class BatchSettings(Settings):
     """What one optimizer step sees, and how much of it at a time. The result does not depend on `micro_tokens`."""
 
     examples: int | None = Field(default=None, ge=1)
-    """Rows in one optimizer step (a comparison is one row); 8 where `tokens` is not given either."""
+    """Rows in one optimizer step; 8 where `tokens` is not given either. A comparison is one row, but to a reward model
+    all comparisons of a prompt are one; rollouts count prompts."""
     tokens: int | None = Field(default=None, ge=1)
     """Tokens in one optimizer step instead of a count of rows."""
     micro_tokens: int | None = Field(default=None, ge=1)
