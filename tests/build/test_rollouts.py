@@ -332,3 +332,6 @@ def test_paths_of_rewards_are_found_beside_the_recipe(world: tuple[Path, WorldFi
     rewards = load_recipe(tmp_path / "recipe.yaml").stages[0].rollout.rewards
     assert rewards[0].use == f"{tmp_path / 'mine.py'}:words"
     assert rewards[1].use == "reward", "a bare word may be an earlier stage"
+    values["rollout"]["rewards"] = "./mine.py:words"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml").stages[0].rollout.rewards == rewards[:1], "one needs no list"

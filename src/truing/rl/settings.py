@@ -40,7 +40,7 @@ class RolloutSettings(Settings):
     """How a policy's own completions are made and scored: for ppo, grpo, rloo, reinforce, online_dpo and best_of_n."""
 
     rewards: tuple[RewardSettings, ...] = ()
-    """What is added up to score a completion; by default the reward model of the stage before."""
+    """What is added up to score a completion, one or a list; by default the reward model of the stage before."""
     group_size: int | None = Field(default=None, ge=1)
     """Completions of each prompt; by default the method's own."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -69,6 +69,11 @@ class RolloutSettings(Settings):
     """Refused: training samples from the whole distribution."""
     min_new_tokens: None = None
     """Refused: a forced length is no sample of the policy."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | dict) else value
 
     @field_validator("top_k", "top_p", "min_new_tokens", mode="before")
     @classmethod
