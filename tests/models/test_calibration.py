@@ -39,9 +39,10 @@ SAME = {"highest": 2e-7, "medium": 4e-7}
 @pytest.mark.parametrize(
     ("seconds", "errors", "chosen"),
     [
-        ({"highest": 2.0, "medium": 1.0, "bf16": 0.5}, SAME, "medium"),
+        ({"highest": 3.0, "medium": 1.0, "bf16": 0.5}, SAME, "medium"),
+        ({"highest": 2.0, "medium": 1.0, "bf16": 0.5}, SAME, "highest"),
         ({"highest": 2.0, "medium": 2.0, "bf16": 0.5}, SAME, "highest"),
-        ({"highest": 2.0, "medium": 1.0, "bf16": 0.5}, {"highest": 2e-7, "medium": 2e-3}, "highest"),
+        ({"highest": 3.0, "medium": 1.0, "bf16": 0.5}, {"highest": 2e-7, "medium": 2e-3}, "highest"),
     ],
 )
 def test_medium_is_chosen_only_where_it_is_faster_and_as_exact(monkeypatch, seconds, errors, chosen) -> None:
