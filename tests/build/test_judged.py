@@ -163,3 +163,12 @@ def test_a_resumed_run_reads_the_ratios_it_began_with(
     recipe = matched(shifted, "none")
     assert_a_cut_changes_nothing(recipe, tmp_path, monkeypatch, objective="bco", step=3, stage=".")
     assert len(calls) == 2, "once for the straight run, once for the cut one"
+
+
+def test_kto_starts_at_one_half_in_half_precision_too(world: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = {"use": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0}
+    recipe = values(world, "kto", objective=weights, precision="bf16", optim={"lr": 1e-3, "max_steps": 1})
+    run(recipe_from(recipe), tmp_path / "run", Silent())
+    (row,) = metrics(tmp_path / "run")
+    assert row["loss"] == pytest.approx(0.5, abs=1e-7)
+    assert row["kl"] == 0.0

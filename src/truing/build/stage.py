@@ -296,7 +296,7 @@ def _annotator(
         )
     if "ref_logprobs" not in ready.objective.needs:
         return lambda batch: batch
-    settings = ready.stage.reference
+    settings, apart = ready.stage.reference, ready.objective.only_ahead
     repeated = ready.plan.rows_seen() > len(ready.dataset.train)
     ahead = settings.precompute_ref_log_probs
     if ahead is None:
@@ -307,13 +307,15 @@ def _annotator(
             "have to keep as a second model; leave it out, or train with an adapter"
         )
     if ready.objective.reference_every is not None:
-        return ReferenceLogprobs(ready.built.reference, None)  # nothing to keep: the next pass has another reference
+        return ReferenceLogprobs(
+            ready.built.reference, None, apart
+        )  # nothing to keep: the next pass has another reference
     if not ahead and not repeated and settings.cache is None:
-        return ReferenceLogprobs(ready.built.reference, None)
+        return ReferenceLogprobs(ready.built.reference, None, apart)
     folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
     built = ready.built
     key = f"{built.start_digest} {built.dtype} {built.calibration.matmul_precision}"
-    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key))
+    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key), apart)
     if not ahead:
         return reference  # each row's when it first comes by
     count = min(ready.plan.rows_seen(), len(ready.dataset.train)) + sum(len(b.digests) for b in held_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from truing.core.batch import Batch
+from truing.core.batch import Batch, keep_completions
 from truing.core.errors import GuardError
 from truing.models.roles import Role
 
@@ -74,11 +74,21 @@ class LogprobStore:
 
 
 class ReferenceLogprobs:
-    """Fills the column `ref_logprobs`, float32 [K], from the store where it can, else from the reference itself."""
+    """Fills the column `ref_logprobs`, float32 [K], from the store where it can, else from the reference itself.
 
-    def __init__(self, role: Role, store: LogprobStore | None) -> None:
+    `apart` says which completions, of C, the policy will compute in a pass of their own. The reference then does the
+    same: in half precision another company gives other last digits, and a first loss that is not what it must be.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        store: LogprobStore | None,
+        apart: Callable[[Batch], Sequence[bool] | None] = lambda batch: None,
+    ) -> None:
         self._role: Role | None = role
         self._store = store
+        self._apart = apart
 
     def __call__(self, batch: Batch) -> Batch:
         if self._store is None:
@@ -113,8 +123,15 @@ class ReferenceLogprobs:
     def _computed(self, batch: Batch) -> Tensor:
         if self._role is None:
             raise GuardError("a row has no precomputed reference log-probs, and the reference is no longer in memory")
+        apart = self._apart(batch)
         with torch.no_grad():
-            return self._role.outputs(batch).logprobs
+            if apart is None or all(apart) or not any(apart):
+                return self._role.outputs(batch).logprobs
+            found = torch.empty(batch.num_targets, dtype=torch.float32, device=batch.tokens.device)
+            for keep in (list(apart), [not alone for alone in apart]):
+                own = torch.tensor(keep, device=batch.tokens.device)[batch.target_completion]
+                found[own] = self._role.outputs(keep_completions(batch, keep)).logprobs
+            return found
 
     def _keep(self, batch: Batch, values: Tensor) -> None:
         if self._store is not None:
