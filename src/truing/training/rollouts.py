@@ -19,10 +19,8 @@ from truing.objectives.policy_gradient import RolloutObjective, equal_groups
 from truing.rl.engine import Engine
 from truing.rl.rewards import Answers, Reward, Turns
 from truing.training.progress import Reporter
+from truing.training.rollout_state import Rollout, as_tensors, from_tensors
 from truing.training.source import Annotate, PreparedStep
-
-PREFIX = "rollout."
-"""What the tensors of a rollout in progress are called in a checkpoint."""
 
 SILENT_ROLLOUTS = 10
 """Rollouts in a row that teach nothing after which a run stops."""
@@ -84,19 +82,6 @@ class Crew:
     decode: Callable[[IntArray], str]
 
 
-@dataclass(slots=True, eq=False)
-class _Rollout:
-    """Completions, cut into steps."""
-
-    mini_batches: list[list[list[Tree]]]
-    """Trees of each micro-batch of each mini-batch."""
-    batches: list[list[Batch]]
-    metrics: dict[str, float]
-    silent: bool
-    done: int = 0
-    """Steps made of it."""
-
-
 @dataclass(eq=False)
 class RolloutSource:
     """Steps of a run that learns from what it writes. Each rollout depends on the seed, its number and the policy."""
@@ -110,7 +95,7 @@ class RolloutSource:
     reporter: Reporter
     _number: int = 0
     """Rollouts begun."""
-    _current: _Rollout | None = None
+    _current: Rollout | None = None
     _memory: dict[str, float] = field(default_factory=dict)
     _norms: dict[str, tuple[float, float]] = field(default_factory=dict)
     _silent: int = 0
@@ -168,7 +153,7 @@ class RolloutSource:
         rollout = self._current
         if rollout is None:
             return {}, values
-        tensors, shape = _as_tensors(rollout)
+        tensors, shape = as_tensors(rollout)
         values["rollout"] = {
             "shape": shape,
             "done": rollout.done,
@@ -183,14 +168,14 @@ class RolloutSource:
         self._memory = dict(values["memory"])
         self._norms = {name: (norm[0], norm[1]) for name, norm in values["norms"].items()}
         saved = values.get("rollout")
-        self._current = None if saved is None else _from_tensors(tensors, saved, self.crew.collate)
+        self._current = None if saved is None else from_tensors(tensors, saved, self.crew.collate)
 
     def close(self) -> None:
         """End the processes of rewards."""
         for weighed in self.crew.rewards:
             weighed.reward.close()
 
-    def _next(self) -> _Rollout:
+    def _next(self) -> Rollout:
         """Make rollouts until one has something to learn from."""
         if not self._norms and any(weighed.normalize for weighed in self.crew.rewards):
             self._normalise()
@@ -205,7 +190,7 @@ class RolloutSource:
             if rollout.batches:
                 return rollout
 
-    def _make(self) -> _Rollout:
+    def _make(self) -> Rollout:
         rows = self._rows()
         askings = [self.askings[row] for row in rows]
         groups = self._write(askings, self.plan.group_size, (self.plan.seed, self._number))
@@ -222,14 +207,14 @@ class RolloutSource:
         ]
         batches = [[self._batch(micro) for micro in mini] for mini in packed]
         if not batches:
-            return _Rollout([], [], metrics, silent=True)
+            return Rollout([], [], metrics, silent=True)
         flat = [batch for mini in batches for batch in mini]
         prepared = self.objective.prepare(flat, self._memory)
         self._memory = dict(prepared.memory)
         columns = iter(prepared.columns)
         filled = [[batch.with_columns(**next(columns)) for batch in mini] for mini in batches]
         trees = [[[one.tree for one in micro] for micro in mini] for mini in packed]
-        return _Rollout(trees, filled, {**metrics, **prepared.metrics}, prepared.silent)
+        return Rollout(trees, filled, {**metrics, **prepared.metrics}, prepared.silent)
 
     def _rows(self) -> list[int]:
         """The prompts of this rollout: pass after pass over all of them, each in a new order."""
@@ -374,51 +359,3 @@ class _Scored:
 def _tree(asking: Asking, rows: Sequence[Sampled], pairs: tuple[tuple[int, int], ...] = ()) -> Tree:
     completions = tuple(Completion(row.tokens, np.ones(len(row.tokens), dtype=np.bool_)) for row in rows)
     return Tree(asking.tokens, completions, pairs)
-
-
-def _as_tensors(rollout: _Rollout) -> tuple[dict[str, Tensor], list[list[list[list[int]]]]]:
-    """A rollout's tokens and columns as tensors, and its trees' sizes: prompt, then each completion."""
-    tensors: dict[str, Tensor] = {}
-    shape = []
-    pieces: list[np.ndarray] = []
-    pairs: list[tuple[int, int]] = []
-    for m, mini in enumerate(rollout.mini_batches):
-        shape.append([[[len(t.prompt), *(len(c.tokens) for c in t.completions)] for t in micro] for micro in mini])
-        for b, micro in enumerate(mini):
-            pieces += [part for t in micro for part in (t.prompt, *(c.tokens for c in t.completions))]
-            pairs += [pair for t in micro for pair in t.pairs]
-            for name, column in rollout.batches[m][b].columns.items():
-                tensors[f"{PREFIX}column.{m}.{b}.{name}"] = column.clone()  # columns may share memory, files not
-    tensors[f"{PREFIX}tokens"] = torch.from_numpy(np.concatenate(pieces).astype(np.int32))
-    tensors[f"{PREFIX}pairs"] = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-    return tensors, shape
-
-
-def _from_tensors(
-    tensors: Mapping[str, Tensor], saved: Mapping[str, Any], collate: Callable[[Sequence[Tree]], Batch]
-) -> _Rollout:
-    tokens = tensors[f"{PREFIX}tokens"].cpu().numpy()
-    pairs = [(int(a), int(b)) for a, b in tensors[f"{PREFIX}pairs"].tolist()]
-    start = 0
-
-    def take(size: int) -> IntArray:
-        nonlocal start
-        start += size
-        piece: IntArray = tokens[start - size : start].astype(np.int32)
-        return piece
-
-    def tree(sizes: Sequence[int]) -> Tree:
-        prompt = take(sizes[0])
-        completions = tuple(Completion(take(size), np.ones(size, dtype=np.bool_)) for size in sizes[1:])
-        return Tree(prompt, completions, (pairs.pop(0),) if pairs else ())
-
-    trees = [[[tree(sizes) for sizes in micro] for micro in mini] for mini in saved["shape"]]
-    batches: list[list[Batch]] = []
-    for m, mini in enumerate(trees):
-        batches.append([])
-        for b, micro in enumerate(mini):
-            prefix = f"{PREFIX}column.{m}.{b}."
-            batch = collate(micro)
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            batches[-1].append(batch.with_columns(**{k: v.to(batch.tokens.device) for k, v in own.items()}))
-    return _Rollout(trees, batches, dict(saved["metrics"]), saved["silent"], saved["done"])

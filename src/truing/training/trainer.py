@@ -15,7 +15,7 @@ from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed
 from truing.core.reduce import average
 from truing.models.roles import Trained
 from truing.objectives.base import Objective
-from truing.training import checkpoint, moving_reference, rollouts
+from truing.training import checkpoint, moving_reference, rollout_state
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
 from truing.training.foresight import foresee
@@ -101,7 +101,7 @@ class Trainer:
 
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
-        others = ("random.", moving_reference.PREFIX, rollouts.PREFIX)
+        others = ("random.", moving_reference.PREFIX, rollout_state.PREFIX)
         self.optimizer.load_state({k: v for k, v in saved.tensors.items() if not k.startswith(others)})
         if self.moving is not None:
             self.moving.load_state(saved.tensors)
