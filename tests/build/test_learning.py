@@ -29,7 +29,7 @@ MARGIN = 0.3
 
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"batch": {"examples": 8}, "rollout": {"group_size": 8}, "optim": {"lr": 1e-2, "max_steps": 12}},
-    "ppo": {"batch": {"examples": 48}, "rollout": {"value_lr": 1e-2}, "optim": {"lr": 1e-2, "max_steps": 24}},
+    "ppo": {"batch": {"examples": 64}, "rollout": {"value_lr": 1e-2}, "optim": {"lr": 4e-3, "max_steps": 32}},
 }
 
 
