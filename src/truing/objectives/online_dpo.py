@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch.nn.functional as F
 from pydantic import Field
 
 from truing.core.batch import Batch, Outputs, Totals
-from truing.core.reduce import Share, metric, sum_by_completion
+from truing.core.reduce import Share
 from truing.objectives.base import expect_start
+from truing.objectives.dpo import DPO
+from truing.objectives.pairwise import NOT_THE_START
 from truing.objectives.policy_gradient import Picked, Prepared, RolloutObjective, summary
 
 
@@ -51,17 +52,7 @@ class OnlineDPO(RolloutObjective):
         return Prepared([{} for _ in batches], summary(batches), {})
 
     def __call__(self, outputs: Outputs, batch: Batch, totals: Totals) -> Share:
-        ratios = sum_by_completion(outputs.logprobs - batch.column("ref_logprobs"), batch)
-        chosen, rejected = self.beta * ratios[batch.pairs[:, 0]], self.beta * ratios[batch.pairs[:, 1]]
-        margins = chosen - rejected
-        wins = (margins.detach() > 0).float() + 0.5 * (margins.detach() == 0).float()
-        metrics = {
-            "rewards/chosen": metric(chosen),
-            "rewards/rejected": metric(rejected),
-            "rewards/margins": metric(margins),
-            "rewards/accuracies": metric(wins),
-        }
-        return Share(-F.logsigmoid(margins).sum() / max(totals.pairs, 1), metrics)
+        return DPO(beta=self.beta)(outputs, batch, totals)
 
     def start_complaint(self, loss: float, metrics: Mapping[str, float], vocab_size: int) -> str | None:
-        return expect_start(loss, math.log(2), "the reference is not the policy that this stage starts from")
+        return expect_start(loss, math.log(2), NOT_THE_START)
