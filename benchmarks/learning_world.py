@@ -16,7 +16,7 @@ from truing.world.grammar import split_words
 from truing.world.records import WorldFiles, WorldSettings, pair_rows, write_world
 from truing.world.reviews import REVIEWS
 from truing.world.reward import score, true_reward
-from truing.world.writers import PANEL, pick, prefers_first, write
+from truing.world.writers import panel, pick, prefers_first, write
 
 # fmt: off
 MORE_SETTINGS = (
@@ -78,7 +78,7 @@ def judgement_rows(count: int) -> Iterator[dict[str, Any]]:
     settings, rng = WorldSettings(), random.Random("judgements")
     for _ in range(count):
         prompt = pick(WORLD.training, rng)
-        review = write(WORLD, prompt, PANEL, rng)
+        review = write(WORLD, prompt, panel(), rng)
         gap = score(prompt, review, WORLD) - GOOD_ENOUGH
         label = prefers_first(gap, settings.temperature, settings.flip_rate, rng)
         yield {"prompt": prompt.text, "completion": f" {review.text}", "label": label}

@@ -16,6 +16,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from truing.core.errors import ModelError
+from truing.models.growth import Growth
 from truing.models.kv_cache import Cache, Prefill
 from truing.models.tree_plan import Bush, Fork, Part, TreePlan
 
@@ -43,7 +44,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree_layout: TreePlan | Cache | None = None,
+    tree_layout: TreePlan | Cache | Growth | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,  # float [H], logits of attention sinks
@@ -60,7 +61,7 @@ def tree_attention(
         raise ModelError(f"{type(module).__name__} adds a mask or bias of its own, which tree attention cannot place")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or None
-    if isinstance(tree_layout, Cache):
+    if isinstance(tree_layout, Cache | Growth):
         return tree_layout.attend(query, key, value, scale, window, softcap, s_aux), None
     if isinstance(tree_layout, Prefill):
         tree_layout.keep(key, value)

@@ -16,6 +16,7 @@ from truing.core.batch import Batch, Layout, Outputs, Span, TreeSpans, collate
 from truing.core.errors import InputError, ModelError
 from truing.core.trees import IntArray, Tree
 from truing.models.attention import NAME, register
+from truing.models.growth import Growth
 from truing.models.heads import output_head
 from truing.models.kv_cache import Cache
 from truing.models.loading import SCORE, quiet_transformers
@@ -106,12 +107,12 @@ class LanguageModel:
     def completion_scores(self, batch: Batch) -> Tensor:
         """What the score head says of each completion at its last token: float32 [C]."""
         self._refuse_foreign(batch)
-        return self._score(self._hidden(batch, batch.ends, [1] * batch.num_completions))
+        return self.score_hidden(self._hidden(batch, batch.ends, [1] * batch.num_completions))
 
     def token_values(self, batch: Batch) -> Tensor:
         """What the score head says before each target token, where it is predicted: float32 [K]."""
         self._refuse_foreign(batch)
-        return self._score(self._hidden(batch, batch.predictors, batch.target_counts))
+        return self.score_hidden(self._hidden(batch, batch.predictors, batch.target_counts))
 
     @torch.no_grad()
     def with_distributions(self, batch: Batch, chosen: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
@@ -222,13 +223,20 @@ class LanguageModel:
             self.windows |= plan.windows
         return hidden[0]
 
+    def grow(self, tokens: Tensor, growth: Growth) -> Tensor:
+        """Last hidden states of R rows that grow the same n nodes, int64 [R, n] → [R, n, d]."""
+        extra: dict[str, Any] = {"position_ids": growth.positions, "tree_layout": growth}
+        hidden = self._body(input_ids=tokens, use_cache=False, **extra).last_hidden_state
+        assert isinstance(hidden, Tensor)
+        return hidden
+
     def next_logprobs(self, hidden: Tensor, temperature: float) -> Tensor:
         """Log-probs of every next token from last hidden states, [R, d] → float32 [R, V]; for a few rows."""
         head = output_head(self.module)
         logits = few_rows_product(hidden, head.weight, head.bias) if head.plain else head.module(hidden)
         return whole_logprobs(logits, scale=head.scale, softcap=head.softcap, temperature=temperature)
 
-    def _score(self, hidden: Tensor) -> Tensor:
+    def score_hidden(self, hidden: Tensor) -> Tensor:
         """Scores from last hidden states: [N, d] → float32 [N]."""
         head = self.module.get_submodule(SCORE)
         scores: Tensor = head(hidden.to(next(head.parameters()).dtype)).float().squeeze(-1)

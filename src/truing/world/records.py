@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -15,28 +16,40 @@ from truing.core.settings import Settings
 from truing.world.reviews import REVIEWS
 from truing.world.reward import score
 from truing.world.world import Prompt, Review, World
-from truing.world.writers import PANEL, STREET, prefers_first, write
+from truing.world.writers import STREET, panel, prefers_first, write
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 
 class WorldSettings(Settings):
-    """How much data is written, and how reliable its labels are."""
+    """How much data is written, how good it is, and how reliable its labels are."""
 
     seed: int = 0
     """Each file draws from a stream of its own, so a change in one file's amount leaves the others as they are."""
     corpus: int = Field(default=20_000, ge=1)
     """Reviews by anybody, good and bad, for the base model."""
     demonstrations: int = Field(default=4000, ge=1)
-    """Reviews that are better than most."""
+    """Reviews by the panel, which are better than most."""
     pairs: int = Field(default=6000, ge=1)
-    """Comparisons of two reviews that the demonstrations' writers could have written."""
+    """Comparisons of two reviews by the panel."""
+    judgements: int = Field(default=6000, ge=1)
+    """Reviews by the panel, each with a rating of 1 to 5 and a label, good or not."""
+    test_pairs: int = Field(default=2000, ge=1)
+    """Comparisons by the same readers for prompts that are not trained on."""
+    careful: float = Field(default=0.5, ge=0, le=1)
+    """Share of careful writers in the panel; the others are plain."""
     temperature: float = Field(default=0.1, ge=0)
-    """Of the Bradley-Terry reader who labels pairs, in units of reward; 0 reads without error."""
+    """Of the Bradley-Terry reader who labels, in units of reward; 0 reads without error."""
     flip_rate: float = Field(default=0.05, ge=0, le=0.5)
-    """Share of pairs whose label is turned round after reading."""
+    """Share of labels that are turned round after reading."""
+    standard: float = Field(default=0.65, ge=0, le=1)
+    """The reward of a review that a reader calls good as often as not."""
+    desirable: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the judgements that call a review good; by default as it comes."""
     length_bias: float = 0.0
     """Reward that the reader sees in each word and mark, though the true reward does not."""
+    flattery: float = 0.0
+    """Reward that the reader sees in each clause of praise, wanted or not: a flaw that a model can exploit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +62,27 @@ class WorldFiles:
     """Rows with `prompt`, `completion`."""
     pairs: Path
     """Rows with `prompt`, `chosen`, `rejected`."""
+    judgements: Path
+    """Rows with `prompt`, `completion`, `label`, `rating`."""
+    test_pairs: Path
+    """Rows with `prompt`, `chosen`, `rejected`, for held-out prompts."""
+    training_prompts: Path
+    """Rows with `prompt`: those that the files above use."""
     prompts: Path
-    """Rows with `prompt`: contexts that no other file uses, in random order."""
+    """Rows with `prompt`: those that only the test pairs use, in random order."""
 
 
 def write_world(folder: Path, settings: WorldSettings, world: World = REVIEWS) -> WorldFiles:
-    """Write the four data files into `folder`, made where it is missing; the same settings give the same bytes."""
-    files = WorldFiles(
-        corpus=folder / "corpus.jsonl",
-        demonstrations=folder / "demonstrations.jsonl",
-        pairs=folder / "pairs.jsonl",
-        prompts=folder / "prompts.jsonl",
-    )
+    """Write the data files into `folder`, made where it is missing; the same settings give the same bytes."""
+    files = WorldFiles(*(folder / f"{field.name}.jsonl" for field in fields(WorldFiles)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_rows(files.corpus, corpus_rows(settings, world))
         _write_rows(files.demonstrations, demonstration_rows(settings, world))
         _write_rows(files.pairs, pair_rows(settings, world))
+        _write_rows(files.judgements, judgement_rows(settings, world))
+        _write_rows(files.test_pairs, held_out_pair_rows(settings, world))
+        _write_rows(files.training_prompts, ({"prompt": prompt.text} for prompt in world.training))
         _write_rows(files.prompts, prompt_rows(settings, world))
     except OSError as fault:
         raise MachineError(
@@ -85,20 +102,46 @@ def demonstration_rows(settings: WorldSettings, world: World = REVIEWS) -> Itera
     """Write prompts and answers by the panel."""
     rng = _stream(settings, "demonstrations")
     for prompt in _draw(world.training, settings.demonstrations, rng):
-        yield {"prompt": prompt.text, "completion": _completion(write(world, prompt, PANEL, rng))}
+        yield {"prompt": prompt.text, "completion": _completion(write(world, prompt, panel(settings.careful), rng))}
 
 
 def pair_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
     """Write pairs of different answers by the panel, as the noisy reader labels them."""
-    rng = _stream(settings, "pairs")
-    for prompt in _draw(world.training, settings.pairs, rng):
-        first = second = write(world, prompt, PANEL, rng)
-        while second == first:
-            second = write(world, prompt, PANEL, rng)
-        gap = _seen_reward(prompt, first, settings, world) - _seen_reward(prompt, second, settings, world)
-        if not prefers_first(gap, settings.temperature, settings.flip_rate, rng):
-            first, second = second, first
-        yield {"prompt": prompt.text, "chosen": _completion(first), "rejected": _completion(second)}
+    return _pairs(_draw(world.training, settings.pairs, rng := _stream(settings, "pairs")), settings, world, rng)
+
+
+def held_out_pair_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write such pairs for held-out prompts."""
+    return _pairs(_draw(world.held_out, settings.test_pairs, rng := _stream(settings, "test")), settings, world, rng)
+
+
+def judgement_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write answers by the panel, each rated and called good or not by the noisy reader.
+
+    Where a share of good ones is asked for, answers of the class that is not due are passed over.
+    """
+    rng = _stream(settings, "judgements")
+    for prompt in _draw(world.training, settings.judgements, rng):
+        due = None if settings.desirable is None else rng.random() < settings.desirable
+        while True:
+            review = write(world, prompt, panel(settings.careful), rng)
+            seen = _seen_reward(prompt, review, settings, world)
+            label = prefers_first(seen - settings.standard, settings.temperature, settings.flip_rate, rng)
+            if due is None or label == due:
+                break
+        rating = min(5, max(1, 1 + round(4 * (seen + settings.temperature * (2 * rng.random() - 1)))))
+        yield {"prompt": prompt.text, "completion": _completion(review), "label": label, "rating": rating}
+
+
+def split_pairs(rows: Iterable[Row], missing_desirable: float, rng: random.Random) -> Iterator[Row]:
+    """Turn pairs into judgements, the chosen answer good and the rejected one not.
+
+    A share of the good ones is left out, as where people complain and do not praise.
+    """
+    for row in rows:
+        if rng.random() >= missing_desirable:
+            yield {"prompt": row["prompt"], "completion": row["chosen"], "label": True}
+        yield {"prompt": row["prompt"], "completion": row["rejected"], "label": False}
 
 
 def prompt_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
@@ -107,8 +150,22 @@ def prompt_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row
     yield from ({"prompt": prompt.text} for prompt in _shuffled(world.held_out, rng))
 
 
+def _pairs(prompts: Iterable[Prompt], settings: WorldSettings, world: World, rng: random.Random) -> Iterator[Row]:
+    crowd = panel(settings.careful)
+    for prompt in prompts:
+        first = second = write(world, prompt, crowd, rng)
+        while second == first:
+            second = write(world, prompt, crowd, rng)
+        gap = _seen_reward(prompt, first, settings, world) - _seen_reward(prompt, second, settings, world)
+        if not prefers_first(gap, settings.temperature, settings.flip_rate, rng):
+            first, second = second, first
+        yield {"prompt": prompt.text, "chosen": _completion(first), "rejected": _completion(second)}
+
+
 def _seen_reward(prompt: Prompt, review: Review, settings: WorldSettings, world: World) -> float:
-    return score(prompt, review, world) + settings.length_bias * len(review.words)
+    praise = review.first.praises + review.second.praises
+    biases = settings.length_bias * len(review.words) + settings.flattery * praise
+    return score(prompt, review, world) + biases
 
 
 def _completion(review: Review) -> str:

@@ -1,4 +1,4 @@
-"""The words of the world that the tour lives in: six kinds of place, and what is good or bad about each."""
+"""The words of the world that the tour lives in: four kinds of place, and what is good or bad about each."""
 
 from __future__ import annotations
 
@@ -50,22 +50,6 @@ REVIEWS = World(
             ),
         ),
         Place(
-            "garage",
-            (
-                Feature("repair was", ("quick", "solid"), ("slow", "sloppy")),
-                Feature("bill was", ("fair", "clear"), ("steep", "wrong")),
-                Feature("mechanic was", ("honest", "careful"), ("careless", "evasive")),
-            ),
-        ),
-        Place(
-            "bookshop",
-            (
-                Feature("novels were", ("varied", "rare"), ("dusty", "faded")),
-                Feature("owner was", ("wise", "friendly"), ("grumpy", "absent")),
-                Feature("armchair was", ("cosy", "deep"), ("wobbly", "scratchy")),
-            ),
-        ),
-        Place(
             "garden",
             (
                 Feature("roses were", ("lush", "colourful"), ("withered", "trampled")),
@@ -75,8 +59,8 @@ REVIEWS = World(
         ),
     ),
     vague=("nice", "bad"),
-    hedges=("I guess", "Maybe"),
-    openers=("Honestly,",),
-    thanks=("Thank you!", "Kind regards!"),
-    insults=("What a joke!", "Shame on you!"),
+    hedges=("Maybe",),
+    openers=(),
+    thanks=("Thanks!", "Cheers!"),
+    insults=("Rubbish!", "Shame!"),
 )

@@ -1,7 +1,7 @@
 """A world of short reviews: prompts that ask for one, and a finite grammar that holds every possible answer.
 
 A prompt names a verdict and a place ("Three stars for the corner bakery:"); an answer says two things about it
-("The bread was crisp, but the coffee was weak. Thank you!"). Any answer may follow any prompt; how good it is there is
+("The bread was crisp, but the coffee was weak. Thanks!"). Any answer may follow any prompt; how good it is there is
 the business of `truing.world.reward`.
 """
 

@@ -43,8 +43,10 @@ Crowd = tuple[tuple[float, Writer], ...]
 STREET: Crowd = ((0.5, PLAIN), (0.2, RUDE), (0.2, WANDERING), (0.1, CAREFUL))
 """Who wrote the corpus: anybody."""
 
-PANEL: Crowd = ((0.5, CAREFUL), (0.5, PLAIN))
-"""Who wrote the demonstrations: people who were asked to do it well, and half of them did."""
+
+def panel(careful: float = 0.5) -> Crowd:
+    """Who wrote the demonstrations and what is compared: people who were asked to do it well, and some of them did."""
+    return ((careful, CAREFUL), (1 - careful, PLAIN))
 
 
 def write(world: World, prompt: Prompt, crowd: Crowd, rng: random.Random) -> Review:
