@@ -81,7 +81,7 @@ def test_no_text_changes_the_structure_of_a_page(words: str) -> None:
 
 
 def test_text_arrives_as_it_was_written() -> None:
-    words = """<script>alert("1")</script> & 'quotes' {{ 7 * 7 }} <!-- x"""
+    words = """<script>"1"</script> & ' {{ 7*7 }} <!--"""
     assert outline(everything(words)).words.count(words) == outline(everything("plain")).words.count("plain")
 
 

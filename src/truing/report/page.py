@@ -105,7 +105,12 @@ def folded(summary: str, parts: Iterable[Markup]) -> Markup:
 
 def key(svg: Markup, name: str) -> Markup:
     """The sample of a line before the name of what it stands for, for a cell of a table."""
-    return Markup('<span class="key">{} {}</span>').format(svg, text(name, limit=200))
+    return Markup('<span class="key">{} {}</span>').format(svg, text(name, limit=40))
+
+
+def legend(keys: Iterable[Markup]) -> Markup:
+    """Keys in a row that stays in sight above the figures that follow."""
+    return Markup('<div class="legend">{}</div>').format(_joined(keys))
 
 
 def table(

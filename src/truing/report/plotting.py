@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from truing.core.errors import InputError
 from truing.core.text import harmless
@@ -64,7 +64,7 @@ class LineStyle(TypedDict):
     linewidth: float
     marker: str
     markersize: float
-    markevery: float
+    markevery: float | list[int]
 
 
 def series(index: int) -> LineStyle:
@@ -96,6 +96,14 @@ def thin_series(index: int) -> LineStyle:
     )
 
 
+def dot(index: int) -> LineStyle:
+    """The look of a series that is one point: its marker, larger."""
+    style = series(index)
+    style["markersize"] = 5.0
+    style["markevery"] = [0]
+    return style
+
+
 def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure, `width` by `height` inches, and its axes row by row."""
     with _styled():
@@ -125,7 +133,7 @@ def _dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=LIGHT[MUTED], labelsize=8, width=0.6, length=2.5)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))
+        axis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, place: tick(value)))
 
 
@@ -165,6 +173,29 @@ def legend(axes: Axes, names: Sequence[str]) -> None:
             labelspacing=0.3,
             loc="best",
         )
+
+
+def log_scale(axes: Axes) -> None:
+    """Make the upward axis logarithmic, for values that differ by orders of magnitude."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: tick(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def sample_of_line(index: int, place: str) -> Markup:
+    """A short piece of a series' line with its marker, to stand before its name in a legend or a table.
+
+    `place` tells samples of the same line on one page apart, whose ids would otherwise be the same.
+    """
+    with _styled():
+        made = Figure(figsize=(0.6, 0.18), facecolor="none")
+        axes = made.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, 2), ylim=(-1, 1))
+    style = series(index)
+    style["markevery"] = [1]
+    axes.plot([0.1, 1, 1.9], [0, 0, 0], **style)
+    return to_svg(made, f"line {index + 1}", place)
 
 
 def plain(text: str, limit: int = 60) -> str:

@@ -67,6 +67,8 @@ class Band:
     """Whether the bounds are values, or multiples of the mean over the first rows."""
     grace: int = 0
     """Rows at the beginning that are not judged."""
+    unless: str = ""
+    """A figure in whose presence nothing is wrong with leaving the range."""
 
     def bounds(self, rows: Sequence[Row]) -> tuple[float | None, float | None]:
         """The healthy range in the figure's own unit, given the rows of the run."""
@@ -77,7 +79,7 @@ class Band:
         """Where the figure, averaged over `WINDOW` rows, first leaves the outer range."""
         steps, values = column(rows, self.metric)
         scale = self._scale(values)
-        if scale <= 0:
+        if scale <= 0 or any(self.unless in row for row in rows):
             return None
         smooth = trailing_mean(values, WINDOW)[self.grace :]
         steps = steps[self.grace :]
@@ -123,7 +125,7 @@ BANDS = (
         "most of the gradient is clipped away. A lower optim.lr, or fewer rollout.epochs.",
     ),
     Band(
-        "val/explained_variance", "The explained variance of the values", 0.3, 1.0, 0.0, None,
+        "val/explained_variance", "The explained variance of the values", 0.3, 1.0, -0.05, None,
         "the critic is worse than a constant. A higher rollout.value_lr, or some steps of objective.value_warmup.",
         grace=10,
     ),
@@ -131,6 +133,7 @@ BANDS = (
         "rewards/equal_groups", "The share of groups in which all rewards are equal", 0.0, 0.5, None, 0.5,
         "those groups teach nothing. Take prompts of middling difficulty, a larger rollout.group_size, or a finer "
         "reward.",
+        unless="val/explained_variance",  # a critic does not compare within groups
     ),
 )  # fmt: skip
 
