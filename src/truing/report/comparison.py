@@ -10,7 +10,7 @@ from truing.report import page
 from truing.report.curves import CROWD, of_several, reward_against_kl
 from truing.report.details import SAMPLE_CHARACTERS, figure, flatten, in_bytes, in_time, recipe, shown
 from truing.report.page import Section
-from truing.report.panels import MECHANICS, QUALITY, metrics_of, others, quality_of
+from truing.report.panels import MECHANICS, QUALITY, others, quality_of
 from truing.report.plotting import sample_of_line
 from truing.report.runs import Run
 from truing.report.verdict import NAMES, introduction
@@ -23,7 +23,7 @@ MOST_KEYS = 12
 
 def comparison_sections(runs: Sequence[Run]) -> list[Section]:
     """The sections of the page, those without content left out."""
-    known = set().union(*(metrics_of(run.rows) for run in runs))
+    known = set().union(*(run.metrics for run in runs))
     score = reward_against_kl(runs)
     curves = [] if score is None else [score]
     curves += [each for panel in (*QUALITY, *MECHANICS, *others(known)) for each in of_several(runs, panel)]
@@ -49,7 +49,7 @@ def named(runs: Sequence[Run], place: str) -> list[Markup]:
 
 
 def _table(runs: Sequence[Run]) -> Markup:
-    metrics = list(dict.fromkeys(quality_of(metrics_of(run.rows)) for run in runs if run.rows))
+    metrics = list(dict.fromkeys(quality_of(run.metrics) for run in runs if run.rows))
     metrics = [metric for metric in metrics if metric != "loss"]
     rows = [
         [

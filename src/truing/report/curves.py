@@ -17,7 +17,7 @@ from truing.report.palette import BAND, LIGHT, MUTED, WARN
 from truing.report.panels import MEMORY, THROUGHPUT, Panel
 from truing.report.plotting import LineStyle, dot, figure, label, legend, log_scale, series, thin_series, tick, to_svg
 from truing.report.runs import Run
-from truing.training.health import Band, Complaint, Floats, Row, band_of, column, number
+from truing.training.health import ENTROPY, Band, Complaint, Floats, Row, band_of, column, number
 
 WIDTH, HEIGHT = 3.8, 2.5
 """Inches of a panel: its text is still read on a phone."""
@@ -51,22 +51,22 @@ def thin(x: Floats, y: Floats, limit: int) -> tuple[Floats, Floats]:
     return x[places], y[places]
 
 
-def values_of(rows: Sequence[Row], metric: str) -> tuple[npt.NDArray[np.int64], Floats]:
+def values_of(run: Run, metric: str) -> tuple[npt.NDArray[np.int64], Floats]:
     """Steps and finite values of a figure, those included that a report derives."""
     if metric == THROUGHPUT:
-        pairs = [(row, number(row.get("tokens")), number(row.get("seconds"))) for row in rows]
+        pairs = [(row, number(row.get("tokens")), number(row.get("seconds"))) for row in run.rows]
         return column([{"step": r["step"], "x": t / s} for r, t, s in pairs if t is not None and s], "x")
     if metric == MEMORY:
-        steps, values = column(rows, "memory_bytes")
+        steps, values = column(run.rows, "memory_bytes")
         return steps, values / 1e9
-    return column(rows, metric)
+    return column(run.rows if metric in run.metrics or metric == ENTROPY else (), metric)
 
 
 def of_one(run: Run, panel: Panel, complaints: Sequence[Complaint]) -> Markup | None:
     """A panel of one run with its healthy band and what was found there; None where it has no value."""
     curves = []
     for index, (metric, name) in enumerate(panel.lines):
-        steps, values = values_of(run.rows, metric)
+        steps, values = values_of(run, metric)
         if len(steps):
             curves.append(Curve(name, *thin(steps.astype(float), values, POINTS), series(index), index))
     if not curves:
@@ -88,7 +88,7 @@ def of_several(runs: Sequence[Run], panel: Panel) -> list[Markup]:
     for place, (metric, name) in enumerate(panel.lines):
         curves = []
         for index, run in enumerate(runs):
-            steps, values = values_of(run.rows, metric)
+            steps, values = values_of(run, metric)
             if len(steps):
                 points = thin(steps.astype(float), values, MANY_POINTS if crowd else POINTS)
                 curves.append(Curve(run.name, *points, thin_series(index) if crowd else series(index), index))

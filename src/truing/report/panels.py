@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from truing.training.health import ENTROPY, Row, number
+from truing.training.health import ENTROPY
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,6 @@ HIGHER_IS_BETTER = (
     "rewards/margins",
 )
 LOWER_IS_BETTER = ("eval_loss", "loss")
-
-
-def metrics_of(rows: Sequence[Row]) -> set[str]:
-    """The figures of which there is at least one finite value."""
-    return {key for row in rows for key, value in row.items() if number(value) is not None}
 
 
 def quality_of(known: Iterable[str]) -> str:

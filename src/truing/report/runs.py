@@ -33,6 +33,8 @@ class Run:
     recipe_text: str
     rows: tuple[Row, ...]
     """Of metrics.jsonl, in the order of their steps."""
+    metrics: frozenset[str]
+    """The figures of which there is at least one finite value."""
     samples: tuple[Mapping[str, Any], ...]
     plan: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -116,13 +118,15 @@ def read_run(path: Path, name: str | None = None) -> Run:
         raise RunError(f"{path} is not a run directory: it has neither {RECIPE} nor {METRICS}")
     notes: list[str] = []
     text = _text(path / RECIPE, notes)
+    rows = _in_order(_lines(path / METRICS, notes))
     return Run(
         path=path,
         name=name or path.resolve().name,
         state=_state(path),
         stage=_stage(text, notes),
         recipe_text=text,
-        rows=_in_order(_lines(path / METRICS, notes)),
+        rows=rows,
+        metrics=_metrics_of(rows),
         samples=_lines(path / "samples.jsonl", []),
         plan=_object(path / "plan.json", notes),
         data=_object(path / "data.json", notes),
@@ -246,6 +250,13 @@ def _lines(file: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
     if bad:
         notes.append(f"{file.name}: {bad} damaged {'line was' if bad == 1 else 'lines were'} left out.")
     return tuple(rows)
+
+
+def _metrics_of(rows: Sequence[Row]) -> frozenset[str]:
+    found: set[str] = set()
+    for row in rows:
+        found.update(key for key in row.keys() - found if number(row[key]) is not None)
+    return frozenset(found)
 
 
 def _in_order(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from truing.report import page
 from truing.report.details import figure, in_time
-from truing.report.panels import LOWER_IS_BETTER, metrics_of, quality_of
+from truing.report.panels import LOWER_IS_BETTER, quality_of
 from truing.report.runs import Run, mapping
 from truing.training.health import Complaint, column
 
@@ -57,7 +57,7 @@ def _files(data: object) -> str:
 
 def best_figures(run: Run) -> list[str]:
     """How the figures that matter ended, with their best and its step."""
-    known = metrics_of(run.rows)
+    known = run.metrics
     said = []
     first = quality_of(known)
     loss = "eval_loss" if "eval_loss" in known else "loss"

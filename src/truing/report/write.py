@@ -14,7 +14,7 @@ from truing.report.comparison import comparison_sections
 from truing.report.curves import of_one, reward_against_kl
 from truing.report.details import data, environment, forgetting, memory_and_time, recipe, samples
 from truing.report.page import Section
-from truing.report.panels import MECHANICS, QUALITY, metrics_of, others
+from truing.report.panels import MECHANICS, QUALITY, others
 from truing.report.runs import Run, find_runs, read_run, stages_of
 from truing.report.verdict import verdict
 from truing.training.health import Complaint, complaints
@@ -106,7 +106,7 @@ def _parts(run: Run, found: Sequence[Complaint]) -> list[tuple[str, list[Markup]
     """Titled parts of a run's report, those without content left out."""
     quality = [reward_against_kl([run]), *(of_one(run, panel, found) for panel in QUALITY)]
     mechanics = [of_one(run, panel, found) for panel in MECHANICS]
-    own = [of_one(run, panel, found) for panel in others(metrics_of(run.rows))]
+    own = [of_one(run, panel, found) for panel in others(run.metrics)]
     parts = [
         ("Curves", _grid(quality)),
         ("Mechanics of training", _grid(mechanics)),
