@@ -100,7 +100,8 @@ def _differences(runs: Sequence[Run]) -> list[Markup]:
     else:
         by_key = zip(differing, zip(*cells, strict=True), strict=True)
         found = page.table(["", *names], [[key, *row] for key, row in by_key])
-    return [found] if len(differing) <= MOST_KEYS else [page.folded(f"{len(differing)} keys", [found])]
+    few = len(differing) <= MOST_KEYS and len(runs) <= CROWD
+    return [found] if few else [page.folded(f"{len(differing)} keys", [found])]
 
 
 def _complaints(runs: Sequence[Run]) -> list[Markup]:

@@ -149,7 +149,7 @@ def _draw(
 ) -> Markup:
     made, (axes,) = figure(WIDTH, HEIGHT)
     for curve in curves:
-        axes.plot(curve.x, curve.y, **(curve.style if len(curve.x) > 1 else dot(curve.index)))
+        axes.plot(curve.x, curve.y, **_look(curve, len(curves)))
     _scale(axes, curves, panel)
     _shade(axes, band)
     for step in dict.fromkeys(marks):
@@ -159,6 +159,16 @@ def _draw(
     if named:
         legend(axes, [curve.name for curve in curves])
     return to_svg(made, panel.title, _described(curves))
+
+
+def _look(curve: Curve, among: int) -> LineStyle:
+    """The curve's style with six markers on its way; none where it is alone, and only one where it is a point."""
+    if len(curve.x) == 1:
+        return dot(curve.index)
+    style = LineStyle(**curve.style)
+    style["marker"] = style["marker"] if among > 1 else ""
+    style["markevery"] = np.linspace(0, len(curve.x) - 1, 6).astype(int).tolist()
+    return style
 
 
 def _scale(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from truing.report import page
-from truing.report.runs import Run, mapping
+from truing.report.runs import Run, listed, mapping
 from truing.training.health import number
 
 MOST_PROMPTS = 8
@@ -54,7 +54,7 @@ def data(run: Run) -> list[Markup]:
     """What was read, dropped and cut."""
     if not run.data:
         return []
-    files = [mapping(file) for file in run.data.get("files") or () if isinstance(file, dict)]
+    files = [mapping(file) for file in listed(run.data.get("files"))]
     rows = [[shown(file.get("name")), shown(file.get("format")), shown(file.get("rows"))] for file in files]
     parts = [page.table(["file", "format", "rows"], rows, numeric={2})] if rows else []
     counts = mapping(run.data.get("rows"))
@@ -71,8 +71,7 @@ def data(run: Run) -> list[Markup]:
                 f"{kind} tokens: median {shown(lengths.get('p50'))}, 95 % up to {shown(lengths.get('p95'))}, "
                 f"longest {shown(lengths.get('max'))}"
             )
-    notes = run.data.get("notes")
-    said += [str(note) for note in notes] if isinstance(notes, list) else []
+    said += map(str, listed(run.data.get("notes")))
     parts.append(page.bullets(said))
     parts += _dropped(mapping(run.data.get("dropped")))
     return parts
@@ -82,7 +81,7 @@ def _dropped(reasons: Mapping[str, Any]) -> Iterator[Markup]:
     rows = []
     for reason, files in reasons.items():
         for file, numbers in mapping(files).items():
-            named = numbers if isinstance(numbers, list) else []
+            named = listed(numbers)
             shorter = ", ".join(map(str, named[:MOST_ROWS_NAMED])) + (" …" if len(named) > MOST_ROWS_NAMED else "")
             rows.append([reason, str(file), str(len(named)), shorter])
     if rows:

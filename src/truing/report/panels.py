@@ -74,7 +74,7 @@ QUALITY = (
 )
 MECHANICS = (
     Panel("Ratio to the old policy", "π / π_old", (("val/ratio", "mean ratio"),), "1 while the samples fit."),
-    Panel("KL of an update", "approximate KL (nats a token)", (("policy/approxkl", "KL"),)),
+    Panel("KL of an update", "KL (nats a token)", (("policy/approxkl", "KL"),)),
     Panel("Clip fraction", "share of tokens", (("policy/clipfrac", "policy"), ("val/clipfrac", "value"))),
     Panel("Explained variance", "share", (("val/explained_variance", "value"),), "1: the critic knows every return."),
     Panel("Parts of the loss", "loss", (("loss/policy", "policy"), ("loss/value", "value"))),

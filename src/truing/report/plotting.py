@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from truing.core.errors import InputError
 from truing.core.text import harmless
-from truing.report.palette import GRID, INK, LIGHT, MUTED, SERIES
+from truing.report.palette import GRID, INK, LIGHT, MUTED, PAPER, SERIES
 
 Dashes = str | tuple[float, tuple[float, ...]]
 
@@ -167,7 +167,9 @@ def legend(axes: Axes, names: Sequence[str]) -> None:
             [plain(name) for name in names],
             fontsize=8,
             labelcolor=LIGHT[INK],
-            frameon=False,
+            facecolor=LIGHT[PAPER],
+            edgecolor="none",
+            framealpha=0.75,
             handlelength=2.4,
             borderaxespad=0.2,
             labelspacing=0.3,

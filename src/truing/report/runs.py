@@ -110,6 +110,11 @@ def mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def listed(value: object) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def read_run(path: Path, name: str | None = None) -> Run:
     """Read one run directory. Raises RunError where there is neither a recipe nor a figure."""
     if not path.is_dir():
@@ -209,8 +214,8 @@ def _stage(text: str, notes: list[str]) -> Mapping[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         notes.append(f"{RECIPE} is damaged: {str(fault).splitlines()[0]}")
         return {}
-    stages = recipe.get("stages")
-    return mapping(stages[0]) if isinstance(stages, list) and stages else recipe
+    stages = listed(recipe.get("stages"))
+    return mapping(stages[0]) if stages else recipe
 
 
 def _loader() -> type[yaml.SafeLoader | yaml.CSafeLoader]:
