@@ -124,7 +124,7 @@ def _is_ours(entry: Path) -> bool:
     """Whether a run that has not made a step yet may have written this."""
     if entry.is_dir():
         return entry.name in ("reference", "density", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
-    return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl")
+    return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl", "report.html")
 
 
 def replace_file(target: Path, text: str) -> None:
