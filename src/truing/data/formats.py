@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from truing.core.errors import DataError, suggest
 from truing.core.trees import ExampleKind
 from truing.data import converters
+from truing.data.conversion import both_judged, chosen_answer
 from truing.data.converters import HH_ASSISTANT
-from truing.data.examples import Comparison, Demonstration, Example, Judgement, Prompt, Words
+from truing.data.examples import Comparison, Example, Prompt, Words
 from truing.data.faults import Faults, RowError
 from truing.data.records import Record, Source
 from truing.data.rows import CHOSEN_ALONE, has
@@ -211,10 +212,10 @@ def _conversion(
         return lambda record: (format.read(record),), ()
     if format.kind == "comparison" and kind == "demonstration":
         note = f"{source.name}: each comparison is used as a demonstration, its chosen answer"
-        return lambda record: (_chosen(format.read(record)),), (note,)
+        return lambda record: (chosen_answer(_compared(record, format)),), (note,)
     if format.kind == "comparison" and kind == "judgement":
         note = f"{source.name}: each comparison is used as two judgements, chosen as desirable, rejected as undesirable"
-        return lambda record: _judgements(format.read(record)), (note,)
+        return lambda record: both_judged(_compared(record, format)), (note,)
     raise DataError(
         f"{source.name}: rows are {format.kind}s ({format.name}: {format.needs_text}) but {needed_by} needs "
         f"{_NEEDED[kind]}. {_USE[format.kind]}. If the file has such columns under other names, give data.columns "
@@ -222,17 +223,10 @@ def _conversion(
     )
 
 
-def _chosen(example: Example) -> Demonstration:
+def _compared(record: Record, format: Format) -> Comparison:
+    example = format.read(record)
     assert isinstance(example, Comparison)
-    return Demonstration(example.prompt, example.chosen, example.origin)
-
-
-def _judgements(example: Example) -> tuple[Judgement, Judgement]:
-    assert isinstance(example, Comparison)
-    return (
-        Judgement(example.prompt, example.chosen, True, example.origin),
-        Judgement(example.prompt, example.rejected, False, example.origin),
-    )
+    return example
 
 
 def _as_prompt(record: Record, format: Format) -> Prompt:
