@@ -12,20 +12,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from truing.build.load_result import is_scorer, template_of
-from truing.build.rewards import (
-    as_plain,
-    build_reward,
-    check_reward,
-    columns_of,
-    named_apart,
-)
+from truing.build.rewards import answers_of, as_plain, build_reward, check_reward, named_apart
 from truing.build.score import Z
 from truing.build.writers import Draw, Writer, in_process, on_server
 from truing.core.best_of import FloatArray, clustered_error, expected_best, kl_bound
 from truing.core.errors import DataError, InputError, MachineError, RunError
 from truing.core.samples import Sampled
 from truing.core.text import harmless
-from truing.core.trees import Completion, Tree
+from truing.core.trees import Tree
 from truing.data.dataset import Dataset, check_sources, load
 from truing.data.encoding import UNCUT
 from truing.data.examples import Prompt
@@ -33,7 +27,7 @@ from truing.data.settings import DataSettings
 from truing.data.templates import Template
 from truing.models.decoding import CACHE_TOKENS
 from truing.rl.completion_server import ServerSettings
-from truing.rl.rewards import Answers, Keys, Reward
+from truing.rl.rewards import Keys, Reward
 from truing.rl.settings import RewardSettings
 from truing.training.progress import Reporter
 from truing.training.run_directory import replace_file
@@ -184,7 +178,6 @@ def _sample(
     """Write and score some prompts at a time, so that a reward's fault shows early: completions of each prompt."""
     trees = dataset.train
     at_once = max(1, min(AT_ONCE, CACHE_TOKENS // (draw.count * draw.max_new_tokens)))
-    names = sorted({name for prompt in dataset.prompts.values() for name in prompt.columns})
     found: list[list[_Scored]] = []
     reporter.begin("sample", len(trees))
     try:
@@ -193,7 +186,7 @@ def _sample(
             seed = int(np.random.SeedSequence((draw.seed, start)).generate_state(1)[0])
             groups = writer.write([tree.prompt.tolist() for tree in some], seed)
             prompts = [dataset.prompts[tree.origin] for tree in some if tree.origin is not None]
-            answers = _answers(some, prompts, groups, names, writer.tokenizer)
+            answers = answers_of(some, prompts, groups, writer.tokenizer)
             columns = zip(*(judge(answers) for judge in judges), strict=True)
             for tree, prompt, group in zip(some, prompts, groups, strict=True):
                 texts = _texts(tree, prompt, group, dataset.template, writer.tokenizer)
@@ -209,26 +202,6 @@ def _sample(
     finally:
         reporter.end()
     return found
-
-
-def _answers(
-    trees: Sequence[Tree],
-    prompts: Sequence[Prompt],
-    groups: Sequence[Sequence[Sampled]],
-    names: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Answers:
-    """What rewards see, as they see it in training."""
-    each = [(prompt, row) for prompt, group in zip(prompts, groups, strict=True) for row in group]
-    return Answers(
-        [as_plain(prompt.prompt) for prompt, _ in each],
-        [str(tokenizer.decode(row.tokens, skip_special_tokens=True)) for _, row in each],
-        columns_of([prompt.columns for prompt, _ in each], names),
-        [
-            Tree(tree.prompt, tuple(Completion(row.tokens, np.ones(len(row.tokens), dtype=np.bool_)) for row in group))
-            for tree, group in zip(trees, groups, strict=True)
-        ],
-    )
 
 
 def _texts(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,8 @@ from truing.build.load_result import (
 )
 from truing.core.batch import Batch
 from truing.core.errors import RecipeError, RunError, suggest
-from truing.core.trees import Tree
+from truing.core.samples import Sampled
+from truing.core.trees import Completion, Tree
 from truing.data.examples import Example, Prompt, Words
 from truing.data.packing import pack
 from truing.models.heads import attach_score_head
@@ -182,3 +184,29 @@ def as_plain(words: Words) -> str | Turns:
 def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
     """Rows' other columns as a reward function gets them; None where a row has none."""
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def answers_of(
+    trees: Sequence[Tree],
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Sampled]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Answers:
+    """What rewards see of completions, as they see it in training; the trees are those of the prompts."""
+    each = [(prompt, row) for prompt, group in zip(prompts, groups, strict=True) for row in group]
+    names = sorted({name for prompt in prompts for name in prompt.columns})
+    return Answers(
+        [as_plain(prompt.prompt) for prompt, _ in each],
+        [str(tokenizer.decode(row.tokens, skip_special_tokens=True)) for _, row in each],
+        columns_of([prompt.columns for prompt, _ in each], names),
+        [as_tree(tree, group) for tree, group in zip(trees, groups, strict=True)],
+    )
+
+
+def as_tree(prompt: Tree, group: Sequence[Sampled]) -> Tree:
+    """A prompt with completions that a model wrote, every token a target."""
+    return Tree(
+        prompt.prompt,
+        tuple(Completion(row.tokens, np.ones(len(row.tokens), dtype=np.bool_)) for row in group),
+        origin=prompt.origin,
+    )
