@@ -30,7 +30,7 @@ def run(recipe: Recipe, output: Path, reporter: Reporter) -> Path:
 
     The first stage is assembled, and every later stage's data and objective are checked, before anything is written.
     """
-    _check_stages(recipe)
+    check_stages(recipe)
     first = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
     directory = RunDirectory.create(output)
     try:
@@ -54,7 +54,7 @@ def resume(output: Path, reporter: Reporter) -> Path:
 
 def preview(recipe: Recipe, reporter: Reporter) -> None:
     """Check recipe, data and model, show the first batch as it will be trained, and write nothing."""
-    _check_stages(recipe)
+    check_stages(recipe)
     ready = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
     introduce(ready, reporter)
     show_batch(ready, reporter)
@@ -123,7 +123,7 @@ def _adapter_start(recipe: Recipe, index: int) -> Path | None:
     return Path(adapter.start) if adapter is not None and adapter.start is not None else None
 
 
-def _check_stages(recipe: Recipe) -> None:
+def check_stages(recipe: Recipe) -> None:
     """Find in the first second what would otherwise stop a chain after hours."""
     if all(stage.rollout != RolloutSettings() and not _by_rollouts(stage) for stage in recipe.stages):
         raise RecipeError(

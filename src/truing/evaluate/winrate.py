@@ -23,10 +23,11 @@ def outcomes(scores: Doubles, others: Doubles) -> Doubles:
     return np.asarray((scores > others) + 0.5 * (scores == others), dtype=np.float64)
 
 
-def win_rate(wins: Doubles, clusters: Ints, resamples: Resamples) -> Estimate:
-    """The mean outcome: float64 [S, N] of each seed and completion, int64 [N]."""
+def mean(values: Doubles, clusters: Ints, resamples: Resamples) -> Estimate:
+    """The mean of a figure of every completion, such as the outcome: float64 [S, N] by seed, int64 [N]."""
     count = resamples.clusters.shape[1]
-    return resamples.ratio(sums_by_cluster(wins, clusters, count), sums_by_cluster(np.ones_like(wins), clusters, count))
+    sizes = sums_by_cluster(np.ones_like(values), clusters, count)
+    return resamples.ratio(sums_by_cluster(values, clusters, count), sizes)
 
 
 def length_controlled(wins: Doubles, longer: Doubles, clusters: Ints, resamples: Resamples) -> Estimate:
