@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,10 @@ class Budget:
         if value <= 0 or (unit != "time" and value < 1):
             raise InputError(f"--budget {text} allows nothing to be trained; give more, {EXAMPLES}")
         return cls(unit, value)  # type: ignore[arg-type]
+
+    def written(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.unit}={self.amount:.15g}" + ("s" if self.unit == "time" else "")
 
     def __str__(self) -> str:
         return f"{self.amount:,.4g} s in steps" if self.unit == "time" else f"{self.amount:,.0f} {self.unit}"
@@ -110,10 +115,35 @@ class Request:
         if not self.data:
             raise InputError("--methods need data to learn from; give --data FILE, once for each file")
 
+    def command(self) -> str:
+        """The command as a person would type it again."""
+        options = {
+            "--model": self.model,
+            "--start": self.start,
+            "--methods": ",".join(self.methods) or None,
+            "--template": self.template,
+            "--adapter": self.adapter if not self.recipes else None,
+            "--lr": ",".join(f"{name}={rate:g}" for name, rate in (self.rates or {}).items()) or None,
+            "--budget": None if self.budget is None else self.budget.written(),
+            "--seeds": self.seeds,
+            "--reward": self.reward,
+            "--general": self.general,
+            "--limit": self.limit,
+            "--held-out": self.held_out,
+            "--evaluate-on": self.evaluate_on,
+            "--samples": self.samples,
+            "--max-length": self.max_length,
+            "--max-new-tokens": self.max_new_tokens,
+            "--output": self.output,
+        }
+        words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
+        files = [word for file in self.data for word in ("--data", file)]
+        return shlex.join(["truing", "compare", *self.recipes, *words, *files])
+
     def as_json(self) -> dict[str, Any]:
         """The arguments as values of JSON."""
         values = asdict(self)
-        return {**values, "output": str(self.output), "budget": None if self.budget is None else str(self.budget)}
+        return {**values, "output": str(self.output), "budget": None if self.budget is None else self.budget.written()}
 
 
 def parse_rates(text: str | None) -> dict[str, float] | None:
@@ -135,10 +165,3 @@ def parse_rates(text: str | None) -> dict[str, float] | None:
 def parse_methods(text: str | None) -> tuple[str, ...]:
     """Read `sft,dpo,kto`."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
-
-def command_line(words: Sequence[str]) -> str:
-    """The command as a person would type it again."""
-    import shlex
-
-    return shlex.join(["truing", "compare", *words])

@@ -87,6 +87,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     if not files[0].is_file():
         stages = [file.parent for file in folder.glob("*/metrics.jsonl") if file.parent.name.split("-")[0].isdigit()]
         files = [stage / "metrics.jsonl" for stage in sorted(stages, key=lambda one: int(one.name.split("-")[0]))]
+    files = [file for file in files if file.is_file()]
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
