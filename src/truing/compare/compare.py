@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 
+from truing.compare import page
 from truing.compare.contest import hold
 from truing.compare.record import FILE, record
 from truing.compare.request import Request
 from truing.compare.table import show
 from truing.compare.verdict import Verdict
+from truing.training.run_directory import replace_file
 
 
 def compare(request: Request, console: Console | None = None) -> Verdict:
@@ -18,4 +20,7 @@ def compare(request: Request, console: Console | None = None) -> Verdict:
     verdict = Verdict.of(contest)
     contest.folder.keep(FILE, record(verdict))
     show(verdict, console)
+    target = contest.folder.path / page.FILE
+    replace_file(target, page.comparison_page(verdict))
+    (console or Console()).print(f"report: {target}", markup=False, highlight=False)
     return verdict

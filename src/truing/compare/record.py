@@ -33,6 +33,7 @@ def _standing(standing: Standing) -> dict[str, Any]:
     return {
         "unit": standing.figure.unit,
         "better": standing.figure.better,
+        "clusters": standing.clusters,
         "results": {
             name: {"value": one.value, **dict(zip(("low", "high"), one.interval(), strict=True))}
             for name, one in standing.estimates.items()

@@ -68,6 +68,11 @@ class Standing:
     """Of the intervals of the differences, so that all of them hold together with 95 %."""
 
     @property
+    def clusters(self) -> int:
+        """Prompts, or general texts, that it was measured on."""
+        return next(iter(self.estimates.values())).clusters
+
+    @property
     def tied(self) -> tuple[str, ...]:
         """Results that are not separated from the best."""
         return tuple(name for name, found in self.differences.items() if not found.separated)

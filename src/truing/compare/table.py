@@ -67,6 +67,7 @@ def _figures(verdict: Verdict, columns: Sequence[tuple[Figure, str]], title: str
         table.add_column(header, justify="right", no_wrap=True)
     for name in verdict.names:
         table.add_row(_short(name), *(cell(standing, name) for standing, _ in known))
+    table.add_row(Text("prompts", "dim"), *(f"{standing.clusters:,}" for standing, _ in known), style="dim")
     return table
 
 

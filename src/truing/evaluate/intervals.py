@@ -30,6 +30,8 @@ class Estimate:
 
     value: float
     draws: Doubles  # float64 [B]
+    clusters: int
+    """How many there were to draw from."""
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The percentile interval (Efron 1979); both ends are the value where there was one cluster and one seed."""
@@ -39,7 +41,7 @@ class Estimate:
 
     def minus(self, other: Estimate) -> Estimate:
         """The paired difference; both have to come from the same resamples."""
-        return Estimate(self.value - other.value, self.draws - other.draws)
+        return Estimate(self.value - other.value, self.draws - other.draws, self.clusters)
 
     def excludes(self, value: float, level: float = LEVEL) -> bool:
         """Whether a value lies outside of the interval."""
@@ -82,7 +84,7 @@ class Resamples:
 
     def averaged(self, each: Doubles, draws: Doubles) -> Estimate:
         """The mean over the seeds of a figure that each has: float64 [S], and [B, S] in each draw."""
-        return Estimate(float(each.mean()), (self.seeds * draws).sum(axis=1))
+        return Estimate(float(each.mean()), (self.seeds * draws).sum(axis=1), self.clusters.shape[1])
 
 
 def sums_by_cluster(values: Doubles, clusters: Ints, count: int) -> Doubles:
