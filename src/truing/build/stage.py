@@ -31,8 +31,9 @@ from truing.core.trees import Tree
 from truing.data.dataset import Dataset, load
 from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
+from truing.models.language_model import LanguageModel
 from truing.models.lora.settings import AdapterSettings
-from truing.models.roles import Trained
+from truing.models.roles import Role, Trained
 from truing.objectives.base import Objective
 from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.policy_gradient import RolloutObjective
@@ -55,6 +56,10 @@ MICRO_TOKENS = 8192
 MICRO_TOKENS_ON_CPU = 4096
 LORA_RATE = 10.0
 """How much higher LoRA's rate is than full weights' (Schulman et al. 2025, "LoRA Without Regret")."""
+
+
+Probe = Callable[[LanguageModel], Mapping[str, float]]
+"""Looks at the policy while it is trained, and returns figures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,9 +124,11 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     return Assembled(stage, objective, built, dataset, plan, steps, optim, general)
 
 
-def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
+def run_stage(
+    recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None = None
+) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
-    trainer = _trainer(ready, run, reporter)
+    trainer = _trainer(ready, run, reporter, probe)
     try:
         _fit(recipe, ready, trainer, run, reporter)
     finally:
@@ -216,19 +223,20 @@ def _sizes(built: BuiltPolicy, trees: Sequence[Tree]) -> tuple[int, ...]:
 class _Moved:
     """What differs between a stage of fixed rows and one of rollouts."""
 
-    policy: Trained
+    trained: Trained
+    policy: Role
     source: Source
     groups: list[ParameterGroup]
     evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None
     before_checkpoint: Callable[[], None] | None = None
 
 
-def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer:
+def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None) -> Trainer:
     stage, built = ready.stage, ready.built
     of_rollouts = isinstance(ready.objective, RolloutObjective)
     moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)
     return Trainer(
-        policy=moved.policy,
+        policy=moved.trained,
         objective=ready.objective,
         source=moved.source,
         optimizer=Optimizer(moved.groups, ready.optim),
@@ -241,7 +249,7 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         ),
         run=run,
         reporter=reporter,
-        evaluate=moved.evaluate,
+        evaluate=moved.evaluate if probe is None else _with_probe(moved, probe),
         moving=_moving(ready),
         at_end=None
         if ready.general is None
@@ -251,10 +259,21 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
     )
 
 
+def _with_probe(moved: _Moved, probe: Probe) -> Callable[[Mapping[str, float]], Mapping[str, float]]:
+    """Evaluate as the recipe says, and probe the policy beside it."""
+
+    def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
+        found = moved.evaluate(memory) if moved.evaluate is not None else {}
+        with moved.policy.active():
+            return {**found, **probe(moved.policy.model)}
+
+    return measured
+
+
 def _by_rollouts(ready: Assembled, reporter: Reporter) -> _Moved:
     parts = rollout_parts(ready, reporter)
     groups = parts.cast.groups(ready.optim.lr or 0.0)
-    return _Moved(parts.cast.trained, parts.source, groups, evaluator(parts.source))
+    return _Moved(parts.cast.trained, parts.cast.policy, parts.source, groups, evaluator(parts.source))
 
 
 def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
@@ -276,6 +295,7 @@ def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
         return evaluate(built.policy, ready.objective, held_out, annotate, memory)
 
     return _Moved(
+        built.policy,
         built.policy,
         TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps),
         built.parameter_groups(ready.optim.lr or 0.0),
