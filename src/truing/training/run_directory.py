@@ -12,6 +12,10 @@ from typing import IO, Any
 
 from truing.core.errors import MachineError, RunError
 
+OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "tensorboard", "wandb", "mlflow")
+OWN_FILES = ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl", "trackers.json")
+"""What a run that has not made a step yet may have written."""
+
 
 class RunDirectory:
     """Files of one run. Whoever writes holds its lock; a file is either whole or absent, metrics grow by lines."""
@@ -115,6 +119,17 @@ class RunDirectory:
             kept.append(line)
         self.write_text(name, "".join(line + "\n" for line in kept))
 
+    def last_step(self, name: str) -> int:
+        """The step of a file's last whole line; 0 where there is none."""
+        file = self.path / name
+        last = 0
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            try:
+                last = int(json.loads(line)["step"])
+            except ValueError:
+                break  # the line that a kill cut short
+        return last
+
     def is_finished(self) -> bool:
         """Whether the result has been written."""
         return (self.path / "final").is_dir()
@@ -123,8 +138,8 @@ class RunDirectory:
 def _is_ours(entry: Path) -> bool:
     """Whether a run that has not made a step yet may have written this."""
     if entry.is_dir():
-        return entry.name in ("reference", "density", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
-    return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl")
+        return entry.name in OWN_FOLDERS or (entry / "recipe.yaml").is_file()
+    return entry.name in OWN_FILES
 
 
 def replace_file(target: Path, text: str) -> None:

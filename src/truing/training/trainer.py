@@ -26,6 +26,7 @@ from truing.training.run_directory import RunDirectory
 from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
 from truing.training.source import PreparedStep, Source
+from truing.training.trackers.followed import Trackers
 
 SHOWN = (
     ("rewards/margins", "margin"),
@@ -83,6 +84,7 @@ class Trainer:
     plan: Plan
     run: RunDirectory
     reporter: Reporter
+    trackers: Trackers
     evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Measures on held-out rows, given what the objective remembers."""
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
@@ -141,6 +143,7 @@ class Trainer:
             row |= self.at_end()
         row["memory_bytes"] = peak_memory_bytes()
         self.run.append("metrics.jsonl", _finite(row))
+        self.trackers.log(done, row)
         self.reporter.advance(done, _shown(row))
         if done == total or (self.plan.sample_every and done % self.plan.sample_every == 0):
             self._write_samples(done)
@@ -240,8 +243,10 @@ class Trainer:
         checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)
 
     def _write_samples(self, done: int) -> None:
-        for row in self.sample(done) if self.sample else ():
+        rows = self.sample(done) if self.sample else ()
+        for row in rows:
             self.run.append("samples.jsonl", row)
+        self.trackers.show(done, rows)
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
