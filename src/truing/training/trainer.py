@@ -118,7 +118,8 @@ class Trainer:
         total = self.source.total_steps
         if self.progressed.step == 0:
             self._write_samples(0)
-        self.reporter.begin(self.objective.name, total, self.progressed.step)
+        before = [_shown(row) for row in self.run.rows("metrics.jsonl")]
+        self.reporter.begin(self.objective.name, total, self.progressed.step, before)
         steps = self.source.steps(self.progressed.step)
         try:
             started = time.perf_counter()
@@ -255,11 +256,12 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, float]:
-    """The few figures worth a place beside the bar."""
+    """The few figures worth a place beside the bar, of a row as it was made or as metrics.jsonl has it."""
     shown = {"loss": row["loss"]}
     for key, name in SHOWN:
         if key in row:
             shown[name] = row[key]
+    shown = {name: math.nan if value is None else value for name, value in shown.items()}
     shown["tok/s"] = row["tokens"] / max(row["seconds"], 1e-9)
     shown["GB"] = row["memory_bytes"] / 1e9
     return shown

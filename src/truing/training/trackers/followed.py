@@ -58,7 +58,7 @@ class Trackers:
         if not openers:
             return []
         self._kept = _read(self.run)
-        made = self.run.last_step("metrics.jsonl")
+        made = max((int(row["step"]) for row in self.run.rows("metrics.jsonl")), default=0)
         complaints = []
         for name, opener in openers.items():
             kept = self._kept.get(name, Kept())
