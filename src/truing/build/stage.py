@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from truing.build.card_facts import gather
 from truing.build.density import with_density_ratios
 from truing.build.facts import write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
+from truing.build.model_card import model_card
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
 from truing.build.rollout_stage import (
@@ -127,7 +129,8 @@ def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Rep
             _fit(recipe, ready, trainer, run, reporter)
         finally:
             trainer.source.close()
-        return write_final(ready.built, ready.dataset.template, run.path, reporter)
+        card = model_card(gather(ready, run))
+        return write_final(ready.built, ready.dataset.template, run.path, card, reporter)
 
 
 def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
