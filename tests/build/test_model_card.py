@@ -121,6 +121,19 @@ def test_the_figures_are_those_of_the_run(facts: CardFacts, tmp_path: Path) -> N
     assert "| LoRA | rank 4, alpha 8, dropout 0 |" in card
 
 
+def test_an_adapter_names_the_model_that_it_is_for_and_a_model_the_first_of_its_line(
+    world: tuple[Path, WorldFiles], tmp_path: Path
+) -> None:
+    run(recipe_from(chain(world, "dpo", "none")), tmp_path / "full", Silent())
+    whole = (tmp_path / "full" / "final" / "README.md").read_text(encoding="utf-8")
+    over = {**chain(world, "dpo", LORA)["stages"][1], "samples": {"count": 0}, "template": "plain", "adapter": LORA}
+    run(recipe_from({"model": str(tmp_path / "full" / "2-dpo" / "final"), **over}), tmp_path / "run", Silent())
+    adapter = (tmp_path / "run" / "final" / "README.md").read_text(encoding="utf-8")
+    assert "# `model` trained with" in whole
+    assert "A LoRA adapter, of `2-dpo/final`" in adapter
+    assert "\n2. `dpo`, 2 steps on `" in adapter
+
+
 def test_without_held_out_rows_the_card_says_so(facts: CardFacts) -> None:
     rows = tuple({k: v for k, v in row.items() if not k.startswith("eval_")} for row in facts.metrics)
     card = model_card(replace(facts, metrics=rows))

@@ -44,7 +44,7 @@ class CardFacts:
     adapter: bool
     """Whether the result is an adapter, and not a whole model."""
     base: str
-    """The model that the first stage began with, as it was named there."""
+    """The model that an adapter is for; of a whole model, the one that the first stage began with, as named there."""
     merged: bool
     """Whether an adapter is for a base that an earlier adapter was merged into."""
     model_sha256: str
@@ -75,7 +75,7 @@ def gather(ready: Assembled, run: RunDirectory) -> CardFacts:
         stage=stage,
         objective=ready.objective,
         adapter=ready.lora,
-        base=_first_model(built.start),
+        base=built.start.model if ready.lora else _first_model(built.start),
         merged=built.merged_start,
         model_sha256=built.loaded.digest,
         earlier=_before(built.start),
