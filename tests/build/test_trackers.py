@@ -114,6 +114,7 @@ def test_a_tracker_that_cannot_begin_stops_a_run_before_its_first_step_only(
         run(recipe_from({**recipe, "trackers": "wandb"}), tmp_path / "run", Silent())
     assert told.value.exit_code == 4
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    run(recipe_from({**recipe, "trackers": []}), tmp_path / "run", Silent())  # the same output is free again
     stages = [{"name": "first", "trackers": []}, {"name": "second", "trackers": ["wandb"]}]
     final = run(recipe_from({**recipe, "stages": stages}), tmp_path / "chain", Silent())
     assert final.is_dir(), "the first stage was trained; the second goes on untracked"

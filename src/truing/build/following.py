@@ -21,7 +21,7 @@ def begin_trackers(ready: Assembled, trainer: Trainer, step: int, untrained: boo
     stage = resolved(ready)
     complaints = trainer.trackers.open(openers(stage.trackers), step, flat(stage))
     if complaints and untrained:
-        raise MachineError(f"trackers: {'; '.join(complaints)}; mend it, or leave it out of trackers:")
+        raise MachineError(f"trackers: {'; '.join(complaints)}; mend that, or take it out of trackers:")
     for complaint in complaints:
         trainer.reporter.warn(complaint)
 

@@ -18,7 +18,10 @@ SENDERS = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 def open_tracker(settings: TrackioSettings, about: TrackedRun) -> Tracker:
-    """Begin a run, or go on in an earlier one, which the library finds by its name."""
+    """Begin a run, or go on in an earlier one, which the library finds by its name.
+
+    Steps of the last half second before a process is killed are lost: the library writes by the batch.
+    """
     import trackio
 
     for variable in SENDERS:

@@ -12,7 +12,11 @@ from truing.training.trackers.tracker import TrackedRun, Tracker
 
 
 def open_tracker(settings: WandbSettings, about: TrackedRun) -> Tracker:
-    """Begin a run, or go on under the id of an earlier one; offline that is a second folder, joined by `wandb sync`."""
+    """Begin a run, or go on under the id of an earlier one; offline that is a second folder, joined by `wandb sync`.
+
+    The last step before a process is killed is lost, with others of the same second: the library writes a step when the
+    next one comes, and cannot be asked which it holds.
+    """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports of its own faults go to the network even offline
     import wandb
 
@@ -35,6 +39,7 @@ def open_tracker(settings: WandbSettings, about: TrackedRun) -> Tracker:
             x_save_requirements=False,
             x_disable_stats=True,
             x_disable_meta=True,
+            x_transaction_log_flush_interval=1.0,  # seconds; with its own 15 a killed run loses as many
         ),
     )
     return _Wandb(run, run_id, about.logged)
