@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from truing.training.trackers.settings import TensorboardSettings
 from truing.training.trackers.tracker import TrackedRun, Tracker
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 def open_tracker(settings: TensorboardSettings, about: TrackedRun) -> Tracker:
     """Write to a new event file; readers forget what older ones say of steps that are made again."""
+    from torch.utils.tensorboard import SummaryWriter
+
     folder = Path(settings.folder) if settings.folder is not None else about.folder / "tensorboard"
     writer = SummaryWriter(str(folder), purge_step=about.step + 1 if about.run_id is not None else None)
     tracker = _Tensorboard(writer, str(folder), about.step)
