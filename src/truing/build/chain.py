@@ -23,6 +23,7 @@ from truing.recipe.schema import Recipe, Stage
 from truing.rl.settings import RolloutSettings
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory, fresh_staging, publish
+from truing.training.trackers.registry import check_installed
 
 
 def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = None) -> Path:
@@ -48,6 +49,7 @@ def resume(output: Path, reporter: Reporter) -> Path:
         recipe = load_recipe(output / "recipe.yaml")
         if directory.is_finished():
             raise RunError(f"{output} is finished: its result is in {output / 'final'}")
+        check_installed(tracker for stage in recipe.stages for tracker in stage.trackers)
         return _run_stages(recipe, directory, None, reporter)
     finally:
         directory.close()
@@ -138,6 +140,7 @@ def _check_stages(recipe: Recipe) -> None:
     for stage in recipe.stages:
         model = stage.model or model
         objective = create(stage.objective)
+        check_installed(stage.trackers)
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
         if objective.reads != "scores":
             check_text(stage.forgetting)

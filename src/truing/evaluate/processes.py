@@ -168,7 +168,7 @@ class _Told:
     def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None:
         self._tell("show", name, list(parts))
 
-    def begin(self, what: str, total: int, done: int = 0) -> None:
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
         self._tell("begin", what, total, done)
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:

@@ -111,13 +111,9 @@ def _looks(folder: Path) -> tuple[Look, ...]:
 def _of_reward_model(job: Job) -> Outcome:
     yardstick = Yardstick.load(job.seed_folder / YARDSTICK).with_proxy("proxy", open_scorer(job.run))
     np.save(proxy_file(job.seed_folder, job.arm.name), yardstick.proxies["proxy"])
-    weights = np.exp(yardstick.answers)
-    figures = {
-        "proxy/correlation": float(
-            np.mean(list(map(_correlation, yardstick.proxies["proxy"], yardstick.rewards, weights)))
-        )
-    }
-    return _outcome(job, None, (), figures)
+    columns = zip(yardstick.proxies["proxy"], yardstick.rewards, np.exp(yardstick.answers), strict=True)
+    correlations = [_correlation(*column) for column in columns]
+    return _outcome(job, None, (), {"correlation": float(np.mean(correlations))})
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
