@@ -95,6 +95,15 @@ def test_the_verdict_says_how_the_run_ended(tmp_path: Path, finished: bool, plan
     assert ("truing resume" in html) is not finished
 
 
+def test_complaints_of_several_runs_are_a_row_each_and_the_others_are_named_as_healthy(tmp_path: Path) -> None:
+    rows = dpo_rows()
+    rows[4]["loss"] = None
+    html = report_page([make_run(tmp_path / "ill", rows), make_run(tmp_path / "well", dpo_rows())])
+    found = html[html.index('id="complaints"') : html.index('id="curves"')]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", found)[:2] == ["ill", "5"]
+    assert "No figure left its healthy range: well." in found
+
+
 def test_a_chain_has_a_section_a_stage(tmp_path: Path) -> None:
     chain = tmp_path / "chain"
     for name in ("2-dpo", "1-sft", "10-kto"):

@@ -32,9 +32,9 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
     unique = list(dict.fromkeys(paths))
     target = output or _beside(unique)
     html = report_page(unique)
-    if target.is_dir():
-        raise RunError(f"{target} is a folder; give --output a file such as {target / FILE}")
     try:
+        if target.is_dir():
+            raise RunError(f"{target} is a folder; give --output a file such as {target / FILE}")
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, html)
     except OSError as failure:
