@@ -111,7 +111,7 @@ def test_a_chain_has_a_section_a_stage(tmp_path: Path) -> None:
     (chain / "recipe.yaml").write_text("stages: []\n")
     (chain / "final").mkdir()
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", report_page([chain]))
-    assert titles == ["Verdict", "Stage 1-sft", "Stage 2-dpo", "Stage 10-kto"]
+    assert titles == ["Verdict", "Stage 1-sft", "Stage 2-dpo", "Stage 10-kto", "Repeat it"]
 
 
 def test_a_folder_of_runs_is_refused_with_their_names(tmp_path: Path) -> None:
@@ -177,6 +177,7 @@ DAMAGES = {
     "no recipe": lambda run: (run / "recipe.yaml").unlink(),
     "a recipe that is no YAML": lambda run: (run / "recipe.yaml").write_text("a: [b\n\x00"),
     "a recipe of another shape": lambda run: (run / "recipe.yaml").write_text("stages: {adapter: 5}\nobjective: [1]\n"),
+    "a deeply nested recipe": lambda run: (run / "recipe.yaml").write_text("a: " + "[" * 100_000),
     "no plan": lambda run: (run / "plan.json").unlink(),
     "a plan of another shape": lambda run: (run / "plan.json").write_text('{"steps": "x", "bytes": [1]}'),
     "data of another shape": lambda run: (run / "data.json").write_text('{"files": 3, "rows": [], "dropped": 1}'),

@@ -183,7 +183,7 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value) if math.isfinite(value) else None
+        return max(-LARGEST, min(LARGEST, float(value))) if math.isfinite(value) else None
     except OverflowError:
         return None
 
