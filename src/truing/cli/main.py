@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from truing.core.errors import TruingError
+from truing.core.errors import GuardError, TruingError
 from truing.core.text import harmless
+
+if TYPE_CHECKING:
+    from truing.training.progress import Reporter
 
 FOLDER = click.Path(path_type=Path)
 
@@ -58,7 +63,7 @@ def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, dry_run
     target = output or (Path(resolved.output) if resolved.output else None)
     if target is None:
         raise click.UsageError("give --output DIR, or `output:` in the recipe")
-    run(resolved, target, reporter())
+    _reported(target, reporter(), lambda: run(resolved, target, reporter()))
 
 
 @cli.command()
@@ -68,7 +73,61 @@ def resume(run: Path) -> None:
     from truing.build.chain import resume as continue_run
     from truing.training.progress import reporter
 
-    continue_run(run, reporter())
+    _reported(run, reporter(), lambda: continue_run(run, reporter()))
+
+
+def _reported(run: Path, reporter: Reporter, work: Callable[[], object]) -> None:
+    """Do the work and write the report of its run, also where a guard stopped it."""
+    try:
+        work()
+    except GuardError:
+        _write_report(run, reporter)
+        raise
+    _write_report(run, reporter)
+
+
+def _write_report(run: Path, reporter: Reporter) -> None:
+    """Whatever is wrong with the page of a run must not look as if the run had failed."""
+    from truing.report.write import write_report
+
+    try:
+        reporter.say(f"report: {write_report([run])}")
+    except Exception as failure:  # noqa: BLE001
+        reporter.warn(f"no report was written: {harmless(str(failure))}; try `truing report {run}`")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option(
+    "--output",
+    type=FOLDER,
+    metavar="FILE",
+    help="The page (by default RUN/report.html; of several runs, report.html in the folder that holds them all).",
+)
+def report(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Write a page about RUN, a chain, or several RUNS over each other: verdict, curves, samples, recipe."""
+    from truing.report.write import write_report
+
+    click.echo(write_report(runs, output))
+
+
+@cli.command("runs")
+@click.argument("folders", nargs=-1, type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
+def list_all(folders: tuple[Path, ...], as_json: bool) -> None:
+    """List all runs below FOLDERS (runs by default), the one changed last at the end."""
+    import json
+
+    from rich.console import Console
+
+    from truing.report.listing import list_runs, table
+
+    found = list_runs(folders or (Path("runs"),))
+    if as_json:
+        click.echo(json.dumps([run.as_json() for run in found], indent=2))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table(found, console.width) if found else "no runs here")
 
 
 @cli.command()

@@ -14,7 +14,15 @@ from typing import IO, Any
 from truing.core.errors import MachineError, RunError
 
 OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "tensorboard", "wandb", "mlflow")
-OWN_FILES = ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl", "trackers.json")
+OWN_FILES = (
+    "recipe.yaml",
+    "environment.json",
+    "data.json",
+    "plan.json",
+    "samples.jsonl",
+    "trackers.json",
+    "report.html",
+)
 """What a run that has not made a step yet may have written."""
 
 
