@@ -178,6 +178,10 @@ DAMAGES = {
     "a recipe that is no YAML": lambda run: (run / "recipe.yaml").write_text("a: [b\n\x00"),
     "a recipe of another shape": lambda run: (run / "recipe.yaml").write_text("stages: {adapter: 5}\nobjective: [1]\n"),
     "a deeply nested recipe": lambda run: (run / "recipe.yaml").write_text("a: " + "[" * 100_000),
+    "a recipe nested by dashes": lambda run: (run / "recipe.yaml").write_text("- " * 50_000),
+    "a recipe nested by columns": lambda run: (run / "recipe.yaml").write_text(
+        "".join(" " * depth + "a:\n" for depth in range(900))
+    ),
     "no plan": lambda run: (run / "plan.json").unlink(),
     "a plan of another shape": lambda run: (run / "plan.json").write_text('{"steps": "x", "bytes": [1]}'),
     "data of another shape": lambda run: (run / "data.json").write_text('{"files": 3, "rows": [], "dropped": 1}'),
