@@ -145,5 +145,5 @@ def test_a_reader_with_a_length_bias_takes_longer_answers() -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(MachineError, match="corpus.jsonl: cannot write the world's data"):
+    with pytest.raises(MachineError, match=r"corpus\.jsonl: cannot write the world's data"):
         write_world(tmp_path / "file", FEW)

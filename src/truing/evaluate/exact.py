@@ -23,8 +23,6 @@ from truing.world.world import Prompt, World
 
 Doubles = NDArray[np.float64]
 
-PROMPTS = 6
-
 
 @dataclass(frozen=True, slots=True)
 class Exact:
@@ -65,7 +63,7 @@ class Yardstick:
     proxies: Mapping[str, Doubles]  # [P, A] each
 
     @classmethod
-    def of(cls, reference: Opened, world: World = REVIEWS, count: int = PROMPTS) -> Yardstick:
+    def of(cls, reference: Opened, count: int, world: World = REVIEWS) -> Yardstick:
         """Go through all answers of the reference to some held-out prompts."""
         prompts = balanced_prompts(world, count)
         texts = tuple(prompt.text for prompt in prompts)
@@ -86,7 +84,12 @@ class Yardstick:
     @property
     def frontier(self) -> Frontier:
         """What is the best that any policy can reach."""
-        return Frontier([Levels.of(r, logprobs) for r, logprobs in zip(self.rewards, self.answers, strict=True)])
+        return Frontier(self.levels)
+
+    @property
+    def levels(self) -> list[Levels]:
+        """How probable each reward is under the reference, prompt by prompt."""
+        return [Levels.of(rewards, logprobs) for rewards, logprobs in zip(self.rewards, self.answers, strict=True)]
 
     def measure(self, policy: Opened, world: World = REVIEWS, *, least: float = 0.0) -> Exact:
         """Go through all answers of a policy; with `least`, only behind prefixes at least as probable."""
@@ -122,11 +125,10 @@ class Yardstick:
             proxies={name: (masses * scores).sum(axis=1) / grammatical for name, scores in self.proxies.items()},
         )
 
-    def best_of(self, proxy: str, count: int) -> ProxyPoint:
-        """Best-of-n by a reward model, averaged over the prompts."""
+    def best_of(self, proxy: str, count: int) -> list[ProxyPoint]:
+        """Best-of-n by a reward model, prompt by prompt."""
         columns = zip(self.proxies[proxy], self.rewards, self.answers, strict=True)
-        points = [best_of_by(scores, rewards, logprobs, count) for scores, rewards, logprobs in columns]
-        return ProxyPoint(*(float(np.mean([getattr(p, name) for p in points])) for name in ("proxy", "reward", "kl")))
+        return [best_of_by(scores, rewards, logprobs, count) for scores, rewards, logprobs in columns]
 
     def save(self, file: Path) -> None:
         """Keep it as an uncompressed .npz file."""

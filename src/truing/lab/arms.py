@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from truing.core.errors import InputError
-from truing.evaluate.exact import PROMPTS
 from truing.world.records import WorldSettings
 
 BASE, REFERENCE = "base", "sft"
 """The model before everything, and the arm that KL divergence is measured from."""
+
+PROMPTS = 6
+"""Held-out prompts whose answers are all gone through."""
 
 TRUTH = "truth"
 """Names the program itself as the reward of an arm."""
@@ -77,6 +80,22 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """One arm with one seed, and where its files lie."""
+
+    arm: Arm
+    seed: int
+    recipe: Path
+    run: Path
+    seed_folder: Path
+    """Holds the yardstick, and the scores that reward models give to all its answers."""
+    proxy: str | None
+    """The reward arm whose opinion of the policy is measured too."""
+    prompts: int
+    looks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """An exact measurement after so many steps."""
 
@@ -84,6 +103,24 @@ class Look:
     reward: float
     kl: float
     proxy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """What a reward model likes best of so many samples of the reference, exactly; each figure for every prompt."""
+
+    count: int
+    reward: tuple[float, ...]
+    kl: tuple[float, ...]
+    proxy: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How probable each true reward is under the reference, for one prompt."""
+
+    rewards: tuple[float, ...]
+    masses: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +136,12 @@ class Outcome:
     """Means of everything measured exactly, and what a run says of itself at its end."""
     looks: tuple[Look, ...]
     rows: int
-    """Rows of data that were read."""
+    """Rows of data that were read, or completions that were sampled."""
     steps: int
     seconds: float
     """Of training alone."""
     bytes: int
-    """Peak memory of training, beyond what libraries take."""
+    """Peak memory of training, libraries included."""
     parameters: int
     """Trained ones."""
     skipped: int
@@ -113,6 +150,10 @@ class Outcome:
     """Steps whose gradient was ten times as large as usual."""
     answers: tuple[tuple[str, str, float], ...]
     """Fixed prompts, the likeliest answers, and what they are worth."""
+    best_of: tuple[BestOf, ...] = ()
+    """Of a reward model."""
+    levels: tuple[Level, ...] = ()
+    """Of the reference: what its frontier is made of, prompt by prompt."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,6 +161,16 @@ class Outcome:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Outcome:
         rows = {name: tuple(values[name]) for name in ("reward", "kl")}
-        looks = tuple(Look(**look) for look in values["looks"])
-        answers = tuple((str(prompt), str(answer), float(reward)) for prompt, answer, reward in values["answers"])
-        return cls(**{**values, **rows, "looks": looks, "answers": answers})
+        return cls(
+            **{
+                **values,
+                **rows,
+                "looks": tuple(Look(**look) for look in values["looks"]),
+                "answers": tuple((str(p), str(answer), float(reward)) for p, answer, reward in values["answers"]),
+                "best_of": tuple(
+                    BestOf(one["count"], *(tuple(one[name]) for name in ("reward", "kl", "proxy")))
+                    for one in values["best_of"]
+                ),
+                "levels": tuple(Level(tuple(one["rewards"]), tuple(one["masses"])) for one in values["levels"]),
+            }
+        )

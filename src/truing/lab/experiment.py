@@ -6,23 +6,25 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from truing.core.errors import RunError
-from truing.evaluate.processes import Board, Done, Task, run_tasks
+import yaml
+
+from truing.core.errors import MachineError, RunError
+from truing.evaluate.processes import Board, Call, Done, Task, run_tasks
 from truing.lab import truth
-from truing.lab.arms import BASE, REFERENCE, TRUTH, Arm, Experiment, Outcome
-from truing.lab.work import Job, measure_base, train_arm, train_base, write_recipe
+from truing.lab.arms import BASE, REFERENCE, TRUTH, Arm, Experiment, Job, Outcome
 from truing.training.progress import Reporter
 from truing.training.run_directory import replace_file
-from truing.world.base_model import MAX_NEW_TOKENS, write_base_model
 from truing.world.records import WorldSettings, write_file
 from truing.world.reviews import REVIEWS
 
 TOKENS = 32
 """Of a prompt with its answer at most."""
+ANSWER_TOKENS = 16
+"""More than the longest answer has."""
+WORK = "truing.lab.work"
 
 OUTCOME = "outcome.json"
 
@@ -103,7 +105,6 @@ def _write_data(experiment: Experiment, laboratory: Laboratory) -> None:
     corpus = laboratory.folder / "data" / "corpus.jsonl"
     if not corpus.is_file():
         write_file(corpus.parent, "corpus", experiment.world)
-        write_base_model(laboratory.folder / "blank")
     for seed in experiment.seeds:
         for arm in experiment.arms:
             target = _data_file(laboratory, arm, seed, arm.data)
@@ -139,11 +140,11 @@ def _tasks(experiment: Experiment, laboratory: Laboratory) -> list[Task]:
             job = _job(experiment, laboratory, arm, seed)
             needs = [named(name, seed) for name in (arm.start, arm.reward) if name not in (None, TRUTH, BASE)]
             needs += [named(REFERENCE, seed)] if arm.name != REFERENCE else []
-            tasks.append(Task(named(arm.name, seed), partial(train_arm, job), (BASE, *needs)))
+            tasks.append(Task(named(arm.name, seed), Call(WORK, "train_arm", (job,)), (BASE, *needs)))
         if not laboratory.outcome(BASE, seed).is_file():
             job = _base_job(experiment, laboratory, seed)
             name = named(f"{BASE}, measured", seed)
-            tasks.append(Task(name, partial(measure_base, job), (BASE, named(REFERENCE, seed))))
+            tasks.append(Task(name, Call(WORK, "measure_base", (job,)), (BASE, named(REFERENCE, seed))))
     return tasks
 
 
@@ -157,8 +158,9 @@ def _base_task(experiment: Experiment, laboratory: Laboratory) -> Task:
         **_quiet(),
         **experiment.base,
     }
-    write_recipe(recipe, stage)
-    return Task(BASE, partial(train_base, recipe, _fresh(laboratory.run(BASE, 0))))
+    _write_recipe(recipe, stage)
+    where = (laboratory.folder / "blank", recipe, _fresh(laboratory.run(BASE, 0)))
+    return Task(BASE, Call(WORK, "train_base", where))
 
 
 def _base_job(experiment: Experiment, laboratory: Laboratory, seed: int) -> Job:
@@ -169,7 +171,7 @@ def _base_job(experiment: Experiment, laboratory: Laboratory, seed: int) -> Job:
 
 def _job(experiment: Experiment, laboratory: Laboratory, arm: Arm, seed: int) -> Job:
     recipe = laboratory.recipe(arm.name, seed)
-    write_recipe(recipe, _recipe(experiment, laboratory, arm, seed))
+    _write_recipe(recipe, _recipe(experiment, laboratory, arm, seed))
     proxy = arm.reward if arm.reward not in (None, TRUTH) else None
     return Job(
         arm,
@@ -200,7 +202,7 @@ def _recipe(experiment: Experiment, laboratory: Laboratory, arm: Arm, seed: int)
     recipe["adapter"] = adapter
     if arm.reward is not None:
         pays = f"{Path(truth.__file__)}:true_rewards" if arm.reward == TRUTH else str(laboratory.run(arm.reward, seed))
-        asked = {"max_new_tokens": MAX_NEW_TOKENS, **arm.stage.get("rollout", {}), "rewards": [pays]}
+        asked = {"max_new_tokens": ANSWER_TOKENS, **arm.stage.get("rollout", {}), "rewards": [pays]}
         recipe["rollout"] = asked
     if experiment.looks and arm.name != REFERENCE and not arm.scores:
         steps = arm.stage["optim"]["max_steps"]
@@ -222,7 +224,7 @@ def _start(experiment: Experiment, laboratory: Laboratory, arm: Arm, seed: int) 
 def _quiet() -> Mapping[str, Any]:
     """What every arm has: answers to a few prompts, no checkpoints, and the same arithmetic on every run."""
     return {
-        "samples": {"prompts": list(SHOWN_PROMPTS), "max_new_tokens": MAX_NEW_TOKENS},
+        "samples": {"prompts": list(SHOWN_PROMPTS), "max_new_tokens": ANSWER_TOKENS},
         "checkpoint": {"every": 100_000},
         "precision": {"matmul": "highest"},
     }
@@ -237,6 +239,15 @@ def _fresh(folder: Path) -> Path:
 
 def _folder(arm: str) -> str:
     return Arm(arm, {}, "").folder
+
+
+def _write_recipe(file: Path, recipe: Mapping[str, Any]) -> None:
+    """Write a recipe where a person can find and change it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+    except OSError as fault:
+        raise MachineError(f"{file}: cannot write the recipe ({fault.strerror}); choose another folder") from fault
 
 
 def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from truing.build.chain import run
 from truing.build.load_result import open_result, open_scorer
-from truing.core.errors import RunError
 from truing.evaluate.exact import Exact, Yardstick
-from truing.lab.arms import REFERENCE, Arm, Look, Outcome
+from truing.lab.arms import REFERENCE, BestOf, Job, Level, Look, Outcome
 from truing.models.language_model import LanguageModel
 from truing.models.loading import load_tokenizer
 from truing.recipe.load import load_recipe
 from truing.training.progress import Reporter
+from truing.world.base_model import write_base_model
 from truing.world.reward import true_reward
 
 LEAST = 1e-5
@@ -28,26 +27,13 @@ the time."""
 SPIKE = 10.0
 """Times the median gradient norm."""
 YARDSTICK = "yardstick.npz"
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Samples of which the best is taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One arm with one seed."""
-
-    arm: Arm
-    seed: int
-    recipe: Path
-    run: Path
-    seed_folder: Path
-    """Holds the yardstick, and the scores that reward models give to all its answers."""
-    proxy: str | None
-    """The reward arm whose opinion of the policy is measured too."""
-    prompts: int
-    looks: int
-
-
-def train_base(recipe: Path, folder: Path, reporter: Reporter) -> None:
-    """Train the base model that all arms come from."""
+def train_base(blank: Path, recipe: Path, folder: Path, reporter: Reporter) -> None:
+    """Make a blank model, and train it into the base model that all arms come from."""
+    write_base_model(blank)
     run(load_recipe(recipe), folder, reporter)
 
 
@@ -60,7 +46,8 @@ def train_arm(job: Job, reporter: Reporter) -> Outcome:
         final = run(load_recipe(job.recipe), job.run, reporter)
         yardstick = Yardstick.of(open_result(final), count=job.prompts)
         yardstick.save(job.seed_folder / YARDSTICK)
-        return _outcome(job, yardstick.of_reference(), ())
+        levels = tuple(Level(tuple(one.rewards.tolist()), tuple(one.masses.tolist())) for one in yardstick.levels)
+        return replace(_outcome(job, yardstick.of_reference(), ()), levels=levels)
     yardstick = _yardstick(job)
     looks = _Looks(yardstick, job.run)
     final = run(load_recipe(job.recipe), job.run, reporter, looks if job.looks else None)
@@ -113,7 +100,13 @@ def _of_reward_model(job: Job) -> Outcome:
     np.save(proxy_file(job.seed_folder, job.arm.name), yardstick.proxies["proxy"])
     columns = zip(yardstick.proxies["proxy"], yardstick.rewards, np.exp(yardstick.answers), strict=True)
     correlations = [_correlation(*column) for column in columns]
-    return _outcome(job, None, (), {"correlation": float(np.mean(correlations))})
+    found = _outcome(job, None, (), {"correlation": float(np.mean(correlations))})
+    return replace(found, best_of=tuple(_best_of(yardstick, count) for count in COUNTS))
+
+
+def _best_of(yardstick: Yardstick, count: int) -> BestOf:
+    points = yardstick.best_of("proxy", count)
+    return BestOf(count, tuple(p.reward for p in points), tuple(p.kl for p in points), tuple(p.proxy for p in points))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
@@ -161,12 +154,3 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def write_recipe(file: Path, recipe: Mapping[str, Any]) -> None:
-    """Write a recipe where a person can find and change it."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-    except OSError as fault:
-        raise RunError(f"{file}: cannot write the recipe ({fault.strerror})") from fault
