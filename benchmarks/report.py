@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from truing.recipe.load import dump, recipe_from
+
 FIGURES = {
     "loss": 0.1,
     "grad_norm": 2.0,
@@ -39,16 +41,22 @@ FIGURES = {
     "loss/value": 0.3,
     "rewards/happy": 0.5,
 }
-RECIPE = """\
-stages:
-- name: ppo
-  model: models/base
-  adapter: none
-  objective: {{use: ppo, kl_coef: {kl_coef}, kl_budget: null}}
-  data: {{path: prompts.jsonl, max_length: 128}}
-  optim: {{lr: {rate}, max_steps: {steps}}}
-  seed: {seed}
-"""
+
+
+def recipe_of(seed: int, steps: int) -> str:
+    """A resolved recipe of PPO with every default written out."""
+    return dump(
+        recipe_from(
+            {
+                "model": "models/base",
+                "objective": {"use": "ppo", "kl_coef": 0.05},
+                "data": {"path": "prompts.jsonl"},
+                "rollout": {"rewards": ["runs/reward"]},
+                "optim": {"lr": 1e-5 * (1 + seed), "max_steps": steps},
+                "seed": seed,
+            }
+        )
+    )
 
 
 def make_run(folder: Path, seed: int, steps: int) -> None:
@@ -64,7 +72,7 @@ def make_run(folder: Path, seed: int, steps: int) -> None:
             if step % 200 == 0:
                 row |= {"eval_scores": float(random.normal()), "eval_scores/half_width": 0.1}
             handle.write(json.dumps(row) + "\n")
-    (folder / "recipe.yaml").write_text(RECIPE.format(kl_coef=0.05, rate=1e-5 * (1 + seed), steps=steps, seed=seed))
+    (folder / "recipe.yaml").write_text(recipe_of(seed, steps))
     (folder / "plan.json").write_text(json.dumps({"steps": steps, "bytes": {"weights": 10**9, "optimizer": 10**9}}))
     (folder / "data.json").write_text(json.dumps({"rows": {"read": 64, "used": 64}}))
     (folder / "environment.json").write_text(json.dumps({"device": "cpu", "seed": seed}))

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from truing.build.methods import MethodText, written
 from truing.cli.main import cli
-from truing.core.settings import settings_in
+from truing.core.settings import settings_in, use_of
 from truing.core.trees import ExampleKind
 from truing.objectives.base import Objective
 from truing.objectives.registry import discover
@@ -66,9 +66,11 @@ def recipe_page() -> str:
 def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in cls.model_fields.items():
         inner = settings_in(field.annotation)
-        if inner is not None:
+        if inner:
             yield f"| **`{prefix}{name}`** | | {_cell(field.description)} |"
-            yield from _rows(inner, f"{prefix}{name}.")
+            for section in inner:
+                which = f"[{use_of(section)}]" if len(inner) > 1 else ""
+                yield from _rows(section, f"{prefix}{name}{which}.")
             continue
         default = "required" if field.is_required() else f"`{written(field.default)}`"
         yield f"| `{prefix}{name}` | {default} | {_cell(field.description)} |"

@@ -64,9 +64,8 @@ def objective_keys(objective: Objective) -> set[str]:
 
 def recipe_keys(cls: type[BaseModel] = Stage, prefix: str = "") -> Iterator[str]:
     for name, field in cls.model_fields.items():
-        inner = settings_in(field.annotation)
         yield f"{prefix}{name}"
-        if inner is not None:
+        for inner in settings_in(field.annotation):
             yield from recipe_keys(inner, f"{prefix}{name}.")
 
 

@@ -95,6 +95,15 @@ def test_the_verdict_says_how_the_run_ended(tmp_path: Path, finished: bool, plan
     assert ("truing resume" in html) is not finished
 
 
+def test_complaints_of_several_runs_are_a_row_each_and_the_others_are_named_as_healthy(tmp_path: Path) -> None:
+    rows = dpo_rows()
+    rows[4]["loss"] = None
+    html = report_page([make_run(tmp_path / "ill", rows), make_run(tmp_path / "well", dpo_rows())])
+    found = html[html.index('id="complaints"') : html.index('id="curves"')]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", found)[:2] == ["ill", "5"]
+    assert "No figure left its healthy range: well." in found
+
+
 def test_a_chain_has_a_section_a_stage(tmp_path: Path) -> None:
     chain = tmp_path / "chain"
     for name in ("2-dpo", "1-sft", "10-kto"):
@@ -102,7 +111,7 @@ def test_a_chain_has_a_section_a_stage(tmp_path: Path) -> None:
     (chain / "recipe.yaml").write_text("stages: []\n")
     (chain / "final").mkdir()
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", report_page([chain]))
-    assert titles == ["Verdict", "Stage 1-sft", "Stage 2-dpo", "Stage 10-kto"]
+    assert titles == ["Verdict", "Stage 1-sft", "Stage 2-dpo", "Stage 10-kto", "Repeat it"]
 
 
 def test_a_folder_of_runs_is_refused_with_their_names(tmp_path: Path) -> None:
@@ -168,6 +177,11 @@ DAMAGES = {
     "no recipe": lambda run: (run / "recipe.yaml").unlink(),
     "a recipe that is no YAML": lambda run: (run / "recipe.yaml").write_text("a: [b\n\x00"),
     "a recipe of another shape": lambda run: (run / "recipe.yaml").write_text("stages: {adapter: 5}\nobjective: [1]\n"),
+    "a deeply nested recipe": lambda run: (run / "recipe.yaml").write_text("a: " + "[" * 100_000),
+    "a recipe nested by dashes": lambda run: (run / "recipe.yaml").write_text("- " * 50_000),
+    "a recipe nested by columns": lambda run: (run / "recipe.yaml").write_text(
+        "".join(" " * depth + "a:\n" for depth in range(900))
+    ),
     "no plan": lambda run: (run / "plan.json").unlink(),
     "a plan of another shape": lambda run: (run / "plan.json").write_text('{"steps": "x", "bytes": [1]}'),
     "data of another shape": lambda run: (run / "data.json").write_text('{"files": 3, "rows": [], "dropped": 1}'),

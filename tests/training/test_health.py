@@ -146,6 +146,19 @@ def test_kto_complains_when_both_rewards_fall_and_when_its_reference_point_is_st
     assert complaints(gone)[0].step == 7
 
 
+def test_equal_groups_are_a_complaint_only_where_groups_are_compared() -> None:
+    equal = [0.9] * 10
+    assert metrics_complained_of(rows_of(rewards__equal_groups=equal)) == ["rewards/equal_groups"]
+    assert complaints(rows_of(rewards__equal_groups=equal, val__explained_variance=[0.5] * 10)) == []
+
+
+def test_a_critic_worse_than_a_constant_is_a_complaint_after_its_first_ten_steps() -> None:
+    (found,) = complaints(rows_of(val__explained_variance=[-1.0] * 20))
+    assert found.step == 11
+    assert "fell below −0.05" in found.sentence
+    assert complaints(rows_of(val__explained_variance=[-1.0] * 6 + [0.5] * 14)) == []
+
+
 def test_a_range_relative_to_the_start_is_given_in_the_figures_own_unit() -> None:
     band = band_of("completions/length", Facts())
     assert band is not None

@@ -11,7 +11,7 @@ from truing.build.forgetting import check_text
 from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
 from truing.build.rollout_stage import check_rewards, rollout_objective, with_reward_stages
-from truing.build.stage import Assembled, assemble, introduce, run_stage
+from truing.build.stage import Assembled, Probe, assemble, introduce, run_stage
 from truing.core.errors import DataError, RecipeError, RunError
 from truing.data.dataset import check_sources
 from truing.data.examples import Judgement
@@ -23,18 +23,20 @@ from truing.recipe.schema import Recipe, Stage
 from truing.rl.settings import RolloutSettings
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory, fresh_staging, publish
+from truing.training.trackers.registry import check_installed
 
 
-def run(recipe: Recipe, output: Path, reporter: Reporter) -> Path:
+def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = None) -> Path:
     """Run every stage into `output`; return the folder of the last result.
 
     The first stage is assembled, and every later stage's data and objective are checked, before anything is written.
+    A probe is called with the policy whenever a stage is evaluated; what it returns goes into the row of metrics.jsonl.
     """
     check_stages(recipe)
     first = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
     directory = RunDirectory.create(output)
     try:
-        return _run_stages(recipe, directory, first, reporter)
+        return _run_stages(recipe, directory, first, reporter, probe)
     finally:
         directory.close()
 
@@ -47,6 +49,7 @@ def resume(output: Path, reporter: Reporter) -> Path:
         recipe = load_recipe(output / "recipe.yaml")
         if directory.is_finished():
             raise RunError(f"{output} is finished: its result is in {output / 'final'}")
+        check_installed(tracker for stage in recipe.stages for tracker in stage.trackers)
         return _run_stages(recipe, directory, None, reporter)
     finally:
         directory.close()
@@ -63,7 +66,9 @@ def preview(recipe: Recipe, reporter: Reporter) -> None:
     reporter.say("dry run: nothing was trained or written")
 
 
-def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None, reporter: Reporter) -> Path:
+def _run_stages(
+    recipe: Recipe, directory: RunDirectory, first: Assembled | None, reporter: Reporter, probe: Probe | None = None
+) -> Path:
     several = len(recipe.stages) > 1
     if several and not (directory.path / "recipe.yaml").is_file():
         directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
@@ -88,7 +93,7 @@ def _run_stages(recipe: Recipe, directory: RunDirectory, first: Assembled | None
         show_first(ready, reporter)
         stage_run = _open_stage(folder) if several else directory
         try:
-            last = run_stage(recipe, ready, stage_run, reporter)
+            last = run_stage(recipe, ready, stage_run, reporter, probe)
         finally:
             if several:
                 stage_run.close()
@@ -135,6 +140,7 @@ def check_stages(recipe: Recipe) -> None:
     for stage in recipe.stages:
         model = stage.model or model
         objective = create(stage.objective)
+        check_installed(stage.trackers)
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
         if objective.reads != "scores":
             check_text(stage.forgetting)

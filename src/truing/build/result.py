@@ -13,8 +13,8 @@ from truing.training.progress import Reporter
 from truing.training.run_directory import fresh_staging, publish
 
 
-def write_final(built: BuiltPolicy, template: Template, run: Path, reporter: Reporter) -> Start:
-    """Write `final/`: the adapter or the model, the tokenizer and the chat template. Return it as a start."""
+def write_final(built: BuiltPolicy, template: Template, run: Path, card: str, reporter: Reporter) -> Start:
+    """Write `final/`: the adapter or the model, tokenizer, chat template and model card. Return it as a start."""
     target = run / "final"
     staging = fresh_staging(target)
     try:
@@ -26,6 +26,7 @@ def write_final(built: BuiltPolicy, template: Template, run: Path, reporter: Rep
             save_adapter(built.adapters, POLICY, staging, base_model=base)
             result = Start(base, target.resolve())
         save_tokenizer(built.loaded.tokenizer, template, staging)
+        (staging / "README.md").write_text(card, encoding="utf-8")
         publish(staging, target)
     except OSError as failure:
         raise MachineError(f"cannot write {target}: {failure.strerror or failure}") from failure

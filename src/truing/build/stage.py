@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from truing.build.card_facts import gather
 from truing.build.density import with_density_ratios
-from truing.build.environment import describe
+from truing.build.facts import write_facts
+from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
+from truing.build.model_card import model_card
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
 from truing.build.rollout_stage import (
@@ -31,13 +34,12 @@ from truing.core.trees import Tree
 from truing.data.dataset import Dataset, load
 from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
-from truing.models.lora.settings import AdapterSettings
-from truing.models.roles import Trained
+from truing.models.language_model import LanguageModel
+from truing.models.roles import Role, Trained
 from truing.objectives.base import Objective
 from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
-from truing.recipe.load import dump
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
 from truing.training.evaluation import evaluate
@@ -48,6 +50,7 @@ from truing.training.reference import LogprobStore, ReferenceLogprobs
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
 from truing.training.source import Annotate, Source, TreeSource, fixed_batches
+from truing.training.trackers.followed import Trackers
 from truing.training.trainer import Plan, Trainer
 
 DEFAULT_EXAMPLES = 8
@@ -55,6 +58,10 @@ MICRO_TOKENS = 8192
 MICRO_TOKENS_ON_CPU = 4096
 LORA_RATE = 10.0
 """How much higher LoRA's rate is than full weights' (Schulman et al. 2025, "LoRA Without Regret")."""
+
+
+Probe = Callable[[LanguageModel], Mapping[str, float]]
+"""Looks at the policy while it is trained, and returns figures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,25 +126,31 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     return Assembled(stage, objective, built, dataset, plan, steps, optim, general)
 
 
-def run_stage(recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter) -> Start:
+def run_stage(
+    recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None = None
+) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
-    trainer = _trainer(ready, run, reporter)
-    try:
-        _fit(recipe, ready, trainer, run, reporter)
-    finally:
-        trainer.source.close()
-    return write_final(ready.built, ready.dataset.template, run.path, reporter)
+    trainer = _trainer(ready, run, reporter, probe)
+    with trainer.trackers:
+        try:
+            _fit(recipe, ready, trainer, run, reporter)
+        finally:
+            trainer.source.close()
+        card = model_card(gather(ready, run))
+        return write_final(ready.built, ready.dataset.template, run.path, card, reporter)
 
 
 def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
     saved, complaints = checkpoint.load_latest(trainer.checkpoints)
     for complaint in complaints:
         reporter.warn(complaint)
+    untrained = saved is None and ready.stage.name == recipe.stages[0].name
+    begin_trackers(ready, trainer, 0 if saved is None else saved.step, untrained)
     if saved is not None:
         reporter.say(f"resuming {run.path} after step {saved.step} of {ready.total_steps}")
         trainer.restore(saved)
     else:
-        _write_facts(recipe, ready, run, trainer.optimizer.parameter_count)
+        write_facts(ready, run, trainer.optimizer.parameter_count)
         for name in ("metrics.jsonl", "samples.jsonl"):
             (run.path / name).unlink(missing_ok=True)
     trainer.fit()
@@ -216,19 +229,20 @@ def _sizes(built: BuiltPolicy, trees: Sequence[Tree]) -> tuple[int, ...]:
 class _Moved:
     """What differs between a stage of fixed rows and one of rollouts."""
 
-    policy: Trained
+    trained: Trained
+    policy: Role
     source: Source
     groups: list[ParameterGroup]
     evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None
     before_checkpoint: Callable[[], None] | None = None
 
 
-def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer:
+def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None) -> Trainer:
     stage, built = ready.stage, ready.built
     of_rollouts = isinstance(ready.objective, RolloutObjective)
     moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)
     return Trainer(
-        policy=moved.policy,
+        policy=moved.trained,
         objective=ready.objective,
         source=moved.source,
         optimizer=Optimizer(moved.groups, ready.optim),
@@ -241,7 +255,8 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
         ),
         run=run,
         reporter=reporter,
-        evaluate=moved.evaluate,
+        trackers=Trackers(run, reporter),
+        evaluate=moved.evaluate if probe is None else _with_probe(moved, probe),
         moving=_moving(ready),
         at_end=None
         if ready.general is None
@@ -251,10 +266,21 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Trainer
     )
 
 
+def _with_probe(moved: _Moved, probe: Probe) -> Callable[[Mapping[str, float]], Mapping[str, float]]:
+    """Evaluate as the recipe says, and probe the policy beside it."""
+
+    def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
+        found = moved.evaluate(memory) if moved.evaluate is not None else {}
+        with moved.policy.active():
+            return {**found, **probe(moved.policy.model)}
+
+    return measured
+
+
 def _by_rollouts(ready: Assembled, reporter: Reporter) -> _Moved:
     parts = rollout_parts(ready, reporter)
     groups = parts.cast.groups(ready.optim.lr or 0.0)
-    return _Moved(parts.cast.trained, parts.source, groups, evaluator(parts.source))
+    return _Moved(parts.cast.trained, parts.cast.policy, parts.source, groups, evaluator(parts.source))
 
 
 def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
@@ -276,6 +302,7 @@ def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
         return evaluate(built.policy, ready.objective, held_out, annotate, memory)
 
     return _Moved(
+        built.policy,
         built.policy,
         TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps),
         built.parameter_groups(ready.optim.lr or 0.0),
@@ -337,51 +364,6 @@ def _moving(ready: Assembled) -> MovingReference | None:
     if every is None or adapters is None:
         return None
     return MovingReference(adapters, POLICY, REFERENCE, every)
-
-
-def _write_facts(recipe: Recipe, ready: Assembled, run: RunDirectory, trained: int) -> None:
-    """Write what does not change during a run."""
-    built, report = ready.built, ready.dataset.report
-    use = ready.stage.objective["use"]
-    stage = ready.stage.model_copy(
-        update={
-            "model": built.start.model,
-            "objective": {"use": use, **ready.objective.model_dump(mode="json")},
-            "optim": ready.optim,
-            "adapter": _adapter_of(ready),
-        }
-    )
-    run.write_text("recipe.yaml", dump(Recipe(output=str(run.path), stages=(stage,))))
-    hashes: dict[str, str | None] = {
-        "model_sha256": built.loaded.digest,
-        "start_sha256": built.start_digest,
-        "template_sha256": ready.dataset.template.digest,
-    }
-    environment = describe(ready.stage, built.device, built.dtype, built.calibration, hashes)
-    run.write_json(
-        "environment.json",
-        {**environment, "data": report.as_json().get("files", []), "attention": built.check.sentence},
-    )
-    run.write_json("data.json", report.as_json())
-    run.write_json("plan.json", _planned(ready, trained))
-
-
-def _adapter_of(ready: Assembled) -> AdapterSettings | None:
-    adapter, start = ready.stage.adapter, ready.built.start.adapter
-    return adapter.model_copy(update={"start": str(start)}) if adapter is not None and start is not None else adapter
-
-
-def _planned(ready: Assembled, trained: int) -> dict[str, Any]:
-    module = ready.built.loaded.module
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return {
-        "steps": ready.total_steps,
-        "rows": ready.plan.rows_seen(),
-        "tokens_per_pass": sum(ready.plan.sizes),
-        "longest_row_tokens": max(ready.plan.sizes),
-        "trained_parameters": trained,
-        "bytes": {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained},
-    }
 
 
 def _counter(reporter: Reporter, what: str) -> Any:

@@ -15,7 +15,7 @@ from truing.report.plotting import figure, label, plain, series, to_svg
 
 WIDTH = 3.8
 """Inches, as the panels of curves have."""
-AROUND, ROW = 0.85, 0.36
+AROUND, ROW = 0.85, 0.44
 """Inches of title and axis together, and of a result."""
 
 
@@ -54,7 +54,7 @@ def bars(title: str, unit: str, values: Mapping[str, float], caption: str) -> Ma
     made, (axes,) = figure(WIDTH, AROUND + ROW * len(values))
     for place, (name, value) in enumerate(values.items()):
         colour = LIGHT[SERIES[(place + 1) % len(SERIES)]]  # the first is the start's, which is not trained
-        axes.barh(place, value, height=0.32, color=colour, alpha=0.55)
+        axes.barh(place, value, height=0.3, color=colour, alpha=0.55)
         _name(axes, place, f"{name}  {value:,.3g}")
     _rows(axes, len(values))
     axes.set_xlim(0, 1.05 * max(values.values(), default=1.0) or 1.0)
@@ -68,7 +68,7 @@ def _name(axes: Axes, place: int, name: str) -> None:
         plain(name, 40),
         (0.0, place),
         xycoords=("axes fraction", "data"),
-        xytext=(2, 5),
+        xytext=(2, 7),
         textcoords="offset points",
         fontsize=8,
         color=LIGHT[INK],
@@ -77,7 +77,7 @@ def _name(axes: Axes, place: int, name: str) -> None:
 
 def _rows(axes: Axes, count: int) -> None:
     """The first result on top, and no numbers beside the rows."""
-    axes.set_ylim(count - 0.6, -0.85)
+    axes.set_ylim(count - 0.65, -0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(False, axis="y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from markupsafe import Markup
 from truing.compare.charts import bars, intervals
 from truing.compare.costs import Costs
 from truing.compare.folder import START
-from truing.compare.standing import ACCURACY, FORGETTING, KL, LOSS, WINS, WINS_AT_LENGTH
+from truing.compare.standing import ACCURACY, FORGETTING, KL, LOSS, WINS, WINS_AT_LENGTH, Figure
+from truing.compare.table import CHANGE, QUALITY
 from truing.compare.verdict import Verdict, cell, off
 from truing.report import page
 from truing.report.comparison import named
@@ -45,15 +47,21 @@ def comparison_page(verdict: Verdict) -> str:
 
 
 def _result(verdict: Verdict) -> list[Markup]:
-    standings = verdict.standings
-    headers = ["", *(f"{one.figure.title}{' %' if one.figure.percent else ''}" for one in standings)]
-    rows = [[name, *(cell(one, name) for one in standings)] for name in verdict.names]
-    rows.append(["prompts or texts", *(f"{one.clusters:,}" for one in standings)])
-    parts = [page.table(headers, rows, numeric=set(range(1, len(headers))))]
+    parts = [found for keys in (QUALITY, CHANGE) if (found := _table(verdict, keys)) is not None]
     parts += [page.paragraph(line) for line in verdict.how_to_read()]
     parts.append(page.bullets(verdict.sentences()))
     parts += [page.note(line) for line in verdict.missing()]
     return parts
+
+
+def _table(verdict: Verdict, columns: Sequence[tuple[Figure, str]]) -> Markup | None:
+    """Some figures of all results; None where none of them was measured."""
+    known = [(found, header) for figure, header in columns if (found := verdict.standing(figure.key)) is not None]
+    if not known:
+        return None
+    rows = [[name, *(cell(one, name) for one, _ in known)] for name in verdict.names]
+    rows.append(["prompts", *(f"{one.clusters:,}" for one, _ in known)])
+    return page.table(["", *(header for _, header in known)], rows, numeric=set(range(1, len(known) + 1)))
 
 
 def _intervals(verdict: Verdict) -> list[Markup]:
@@ -68,8 +76,10 @@ def _costs(verdict: Verdict) -> list[Markup]:
         bars("Peak memory", "GB", memory, "Of the largest process of each; libraries are in it."),
         bars("Time in steps", "seconds", time, "Mean of the seeds; loading, the reference and samples are not in it."),
     ]
-    headers = ["", "tokens", "steps", "passes", "time in steps", "off", "time in all", "peak memory", "trained"]
+    headers = ["", "tokens", "steps", "passes", "in steps", "off foreseen", "in all", "peak memory", "trained"]
     rows = [[name, *_spent(costs)] for name, costs in verdict.costs.items()]
+    if all(costs.time_off is None for costs in verdict.costs.values()):
+        headers, rows = headers[:5] + headers[6:], [row[:5] + row[6:] for row in rows]
     budget = verdict.contest.budget
     said = "Each recipe trained as it says." if budget is None else f"Budget of each: {budget}."
     return [page.paragraph(said), page.grid(figures), page.table(headers, rows, numeric=set(range(1, len(headers))))]

@@ -25,10 +25,20 @@ class Figure:
     better: Better | None
     """Which end is good; None where neither is by itself."""
     percent: bool = False
+    digits: int = 3
+
+    def number(self, value: float) -> str:
+        """A value as a person reads it, in per cent where it is a share.
+
+        >>> ACCURACY.number(0.625), LOSS.number(-0.1234)
+        ('62.5', '−0.123')
+        """
+        shown = f"{100 * value:.1f}" if self.percent else f"{value:.{self.digits}f}"
+        return shown.replace("-", "−")
 
     def shown(self, value: float) -> str:
-        """A value as a person reads it."""
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
+        """The same with its sign of per cent."""
+        return f"{self.number(value)} %" if self.percent else self.number(value)
 
 
 LOSS = Figure("loss", "held-out loss", "nats a token", "lower")
@@ -38,7 +48,7 @@ WINS = Figure("win_rate", "win-rate", "against the start", "higher", percent=Tru
 WINS_AT_LENGTH = Figure(
     "win_rate_at_equal_length", "win-rate at equal length", "against the start", "higher", percent=True
 )
-LENGTH = Figure("length", "length", "tokens a completion", None)
+LENGTH = Figure("length", "length", "tokens a completion", None, digits=1)
 KL = Figure("kl", "KL to the start", "nats a completion", None)
 FORGETTING = Figure("forgetting", "forgetting", "change of loss on general text, nats a token", "lower")
 FIGURES = (LOSS, ACCURACY, ACCURACY_PER_TOKEN, WINS, WINS_AT_LENGTH, LENGTH, KL, FORGETTING)

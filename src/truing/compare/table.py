@@ -35,7 +35,7 @@ QUALITY = (
 )
 CHANGE = (
     (KL, "KL to start, nats"),
-    (FORGETTING, "forgetting"),
+    (FORGETTING, "forgetting, nats"),
     (LENGTH, "tokens written"),
     (ACCURACY_PER_TOKEN, "chosen, a token %"),
 )

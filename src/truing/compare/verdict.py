@@ -110,8 +110,7 @@ def cell(standing: Standing, name: str) -> str:
     estimate = standing.estimates.get(name)
     if estimate is None:
         return "–"
-    factor, digits = (100.0, 1) if standing.figure.percent else (1.0, 3)
-    value, low, high = (f"{factor * one:.{digits}f}" for one in (estimate.value, *estimate.interval()))
+    value, low, high = map(standing.figure.number, (estimate.value, *estimate.interval()))
     marked = standing.best is not None and (name == standing.best or name in standing.tied)
-    text = value if low == high else f"{value} ({low} – {high})" if "-" in low else f"{value} ({low}–{high})"
-    return f"{text}{MARK if marked else ''}".replace("-", "−")
+    between = " – " if "−" in low else "–"
+    return (value if low == high else f"{value} ({low}{between}{high})") + (MARK if marked else "")

@@ -91,10 +91,10 @@ def parse(
 
 
 def _complaint(cls: type[Settings], problem: Any, where: Callable[[tuple[str | int, ...]], str]) -> str:
-    path = tuple(part for part in problem["loc"] if not _is_branch_name(part))
+    path, section = _place(cls, problem["loc"])
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(cls, path[:-1])
+        known = [] if section is None else list(section.model_fields)
         name = str(path[-1])
         hint = f"; here it is {ELSEWHERE[name]}" if name in ELSEWHERE and name not in known else suggest(name, known)
         return f"{where(path)}'{key}' is not a known key{hint}"
@@ -118,25 +118,37 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    for part in path:
+def _place(cls: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
+    """A complaint's path as a person wrote it, and the section that its last key should belong to."""
+    path: list[str | int] = []
+    section: type[BaseModel] | None = cls
+    choices: tuple[type[BaseModel], ...] = ()
+    for part in loc[:-1]:
+        chosen = next((choice for choice in choices if use_of(choice) == part), None)
+        if chosen is not None:
+            section, choices = chosen, ()
+            continue
+        if _is_branch_name(part):
+            continue
+        path.append(part)
         if isinstance(part, int):
             continue
-        field = cls.model_fields.get(part)
-        inner = settings_in(field.annotation) if field else None
-        if inner is None:
-            return []
-        cls = inner
-    return list(cls.model_fields)
+        field = section.model_fields.get(part) if section is not None else None
+        choices = settings_in(field.annotation) if field else ()
+        section = choices[0] if choices else None
+    return (*path, *(part for part in loc[-1:] if not _is_branch_name(part))), section
 
 
-def settings_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the settings class inside a field's type, if there is one."""
+def settings_in(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """Return the settings classes inside a field's type: several where `use` chooses between them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return (annotation,)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, typing.Annotated):
-        for argument in typing.get_args(annotation):
-            found = settings_in(argument)
-            if found is not None:
-                return found
-    return None
+        return tuple(found for argument in typing.get_args(annotation) for found in settings_in(argument))
+    return ()
+
+
+def use_of(section: type[BaseModel]) -> str | None:
+    """The word by which `use` chooses a section; None where there is no such choice."""
+    field = section.model_fields.get("use")
+    return field.default if field is not None and isinstance(field.default, str) else None

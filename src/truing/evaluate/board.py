@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -93,7 +93,7 @@ class _Bar(_Warnings):
         super().__init__(name, say)
         self._progress, self._bar = progress, bar
 
-    def begin(self, what: str, total: int, done: int = 0) -> None:
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
         self._progress.reset(self._bar, total=total, completed=done, description=what)
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:

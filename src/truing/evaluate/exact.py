@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from truing.build.load_result import Opened
 from truing.core.errors import InputError, ModelError
-from truing.models.enumeration import Place, answer_probabilities, answer_scores
+from truing.models.enumeration import Place, Probabilities, answer_probabilities, answer_scores
+from truing.models.language_model import LanguageModel
 from truing.world.grammar import Node
 from truing.world.optimum import Frontier, Levels, ProxyPoint, best_of_by
 from truing.world.reviews import REVIEWS
@@ -21,8 +22,6 @@ from truing.world.reward import all_rewards
 from truing.world.world import Prompt, World
 
 Doubles = NDArray[np.float64]
-
-PROMPTS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +63,55 @@ class Yardstick:
     proxies: Mapping[str, Doubles]  # [P, A] each
 
     @classmethod
-    def of(cls, reference: Opened, world: World = REVIEWS, count: int = PROMPTS) -> Yardstick:
+    def of(cls, reference: Opened, count: int, world: World = REVIEWS) -> Yardstick:
         """Go through all answers of the reference to some held-out prompts."""
         prompts = balanced_prompts(world, count)
         texts = tuple(prompt.text for prompt in prompts)
-        found = answer_probabilities(reference.model, *_asked(reference, texts, world))
+        found = answer_probabilities(reference.model, *_asked(reference.loaded.tokenizer, texts, world))
         rewards = np.stack([all_rewards(prompt, world) for prompt in prompts])
         return cls(texts, rewards, found.answers, found.departures, {})
 
     def with_proxy(self, name: str, scorer: Opened, world: World = REVIEWS) -> Yardstick:
         """The same with what a reward model says of every answer."""
-        scores = answer_scores(scorer.model, *_asked(scorer, self.prompts, world))
+        return self.with_scores(
+            name, answer_scores(scorer.model, *_asked(scorer.loaded.tokenizer, self.prompts, world))
+        )
+
+    def with_scores(self, name: str, scores: Doubles) -> Yardstick:
+        """The same with scores of every answer that are known already: [P, A]."""
         return Yardstick(self.prompts, self.rewards, self.answers, self.departures, {**self.proxies, name: scores})
 
     @property
     def frontier(self) -> Frontier:
         """What is the best that any policy can reach."""
-        return Frontier([Levels.of(r, logprobs) for r, logprobs in zip(self.rewards, self.answers, strict=True)])
+        return Frontier(self.levels)
+
+    @property
+    def levels(self) -> list[Levels]:
+        """How probable each reward is under the reference, prompt by prompt."""
+        return [Levels.of(rewards, logprobs) for rewards, logprobs in zip(self.rewards, self.answers, strict=True)]
 
     def measure(self, policy: Opened, world: World = REVIEWS, *, least: float = 0.0) -> Exact:
         """Go through all answers of a policy; with `least`, only behind prefixes at least as probable."""
-        found = answer_probabilities(policy.model, *_asked(policy, self.prompts, world), least=least)
+        return self.measure_model(policy.model, policy.loaded.tokenizer, world, least=least)
+
+    def measure_model(
+        self,
+        model: LanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        world: World = REVIEWS,
+        *,
+        least: float = 0.0,
+    ) -> Exact:
+        """The same of a policy in memory, such as one in training."""
+        return self._read(answer_probabilities(model, *_asked(tokenizer, self.prompts, world), least=least), world)
+
+    def of_reference(self, world: World = REVIEWS) -> Exact:
+        """The reference itself, from what is known already."""
+        unexplored = np.zeros(len(self.prompts))
+        return self._read(Probabilities(self.answers, self.departures, unexplored), world)
+
+    def _read(self, found: Probabilities, world: World) -> Exact:
         masses, leaving = np.exp(found.answers), np.exp(found.departures)
         grammatical = masses.sum(axis=1)
         lengths = np.array([len(words) for words in world.tree(self.prompts[0]).answers()], dtype=np.float64)
@@ -98,11 +125,10 @@ class Yardstick:
             proxies={name: (masses * scores).sum(axis=1) / grammatical for name, scores in self.proxies.items()},
         )
 
-    def best_of(self, proxy: str, count: int) -> ProxyPoint:
-        """Best-of-n by a reward model, averaged over the prompts."""
+    def best_of(self, proxy: str, count: int) -> list[ProxyPoint]:
+        """Best-of-n by a reward model, prompt by prompt."""
         columns = zip(self.proxies[proxy], self.rewards, self.answers, strict=True)
-        points = [best_of_by(scores, rewards, logprobs, count) for scores, rewards, logprobs in columns]
-        return ProxyPoint(*(float(np.mean([getattr(p, name) for p in points])) for name in ("proxy", "reward", "kl")))
+        return [best_of_by(scores, rewards, logprobs, count) for scores, rewards, logprobs in columns]
 
     def save(self, file: Path) -> None:
         """Keep it as an uncompressed .npz file."""
@@ -148,8 +174,9 @@ def language_of(world: World, prompt: str, tokenizer: PreTrainedTokenizerBase) -
         raise ModelError(f"the word {missing} of the world is no token of this model") from None
 
 
-def _asked(policy: Opened, prompts: Sequence[str], world: World) -> tuple[list[list[int]], Place, int]:
-    tokenizer = policy.loaded.tokenizer
+def _asked(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], world: World
+) -> tuple[list[list[int]], Place, int]:
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     return ids, language_of(world, prompts[0], tokenizer), int(tokenizer.eos_token_id)
 

@@ -1,11 +1,12 @@
 """Runs pieces of work side by side, each in a process of its own, so that its peak of memory is its own.
 
 Processes are forked from one that has imported the libraries and done nothing else: they start in milliseconds, and no
-thread pool is torn in two. Work has to be picklable: a function of a module, with `functools.partial` for arguments.
+thread pool is torn in two. Work has to be picklable: a `Call`, or a function of a module.
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -23,6 +24,19 @@ from truing.training.progress import Reporter, peak_memory_bytes
 
 PRELOADED = "truing.evaluate.preload"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function of a module that is imported only where it is called, so that who plans work needs no libraries."""
+
+    module: str
+    name: str
+    arguments: tuple[Any, ...]
+
+    def __call__(self, reporter: Reporter) -> Any:
+        function = getattr(importlib.import_module(self.module), self.name)
+        return function(*self.arguments, reporter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +182,7 @@ class _Told:
     def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None:
         self._tell("show", name, list(parts))
 
-    def begin(self, what: str, total: int, done: int = 0) -> None:
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
         self._tell("begin", what, total, done)
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:

@@ -21,6 +21,7 @@ from truing.training.settings import (
     ReferenceSettings,
     SampleSettings,
 )
+from truing.training.trackers.settings import TrackerSettings, from_words
 
 
 class Stage(Settings):
@@ -54,6 +55,9 @@ class Stage(Settings):
     """Completions of fixed prompts while training."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Saving the state of the run."""
+    trackers: tuple[TrackerSettings, ...] = ()
+    """Experiment trackers that follow the run, such as `[tensorboard, {use: wandb, project: mine}]`; none by default.
+    They need the extra `truing[trackers]`."""
     precision: PrecisionSettings = PrecisionSettings()
     """Number formats and activation checkpointing."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -68,6 +72,11 @@ class Stage(Settings):
             isinstance(value, dict) and value.get("use") in ("none", None) and set(value) == {"use"}
         )
         return None if none else value
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers_by_name(cls, value: Any) -> Any:
+        return from_words(value)
 
     @field_validator("name")
     @classmethod

@@ -105,17 +105,20 @@ def _differences(runs: Sequence[Run]) -> list[Markup]:
 
 
 def _complaints(runs: Sequence[Run]) -> list[Markup]:
-    parts: list[Markup] = []
+    """A row a complaint; folded away where there are very many runs."""
+    rows: list[tuple[str, str, str]] = []
     quiet = []
     for run in runs:
-        found = [each.sentence for each in complaints(run.rows, run.facts)] + list(run.notes)
-        if found:
-            parts += [page.heading(run.name), *(page.warning(sentence) for sentence in found)]
-        else:
-            quiet.append(run.name)
-    if quiet:
-        parts.append(page.good(f"No figure left its healthy range: {', '.join(quiet)}."))
-    return parts
+        found = complaints(run.rows, run.facts)
+        rows += [(run.name, shown(each.step), each.sentence) for each in found]
+        rows += [(run.name, "–", each) for each in run.notes]
+        quiet += [] if found or run.notes else [run.name]
+    parts = [page.good(f"No figure left its healthy range: {', '.join(quiet)}.")] if quiet else []
+    if not rows:
+        return parts
+    listed = page.table(["run", "step", "what"], rows, numeric={1}, texts={2})
+    summary = f"{len(rows)} complaints about {len(runs) - len(quiet)} of {len(runs)} runs"
+    return [*parts, listed if len(runs) <= CROWD else page.folded(summary, [listed])]
 
 
 def _samples(runs: Sequence[Run]) -> list[Markup]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
 from truing.report import page
@@ -25,6 +26,7 @@ POINTS = 300
 MANY_POINTS = 100
 """Of each curve where more than `CROWD` runs share a panel."""
 CROWD = 12
+MOST_MARKS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,10 @@ def of_one(run: Run, panel: Panel, complaints: Sequence[Complaint]) -> Markup | 
     band = next((found for metric in metrics if (found := band_of(metric, run.facts)) is not None), None)
     bounds = band.bounds(run.rows) if band is not None else (None, None)
     said = [each for each in complaints if each.metric in metrics]
-    marks = [each.step for each in said] + (_not_finite(run.rows) if "loss" in metrics else [])
-    drawn = _draw(panel, curves, bounds, marks, named=len(curves) > 1)
+    marks = [each.step for each in said]
+    if {"loss", "grad_norm"} & set(metrics):
+        marks += _skipped(run.rows)
+    drawn = _draw(panel, curves, bounds, marks, [curve.name for curve in curves] if len(curves) > 1 else ())
     caption = " ".join(part for part in (panel.caption, _range_in_words(band, bounds)) if part)
     return page.figure(drawn, caption, [each.sentence for each in said])
 
@@ -85,7 +89,7 @@ def of_several(runs: Sequence[Run], panel: Panel) -> list[Markup]:
     """A panel for each of its figures, with a curve a run in the look of its place; none where no run has a value."""
     crowd = len(runs) > CROWD
     drawn = []
-    for place, (metric, name) in enumerate(panel.lines):
+    for metric, name in panel.lines:
         curves = []
         for index, run in enumerate(runs):
             steps, values = values_of(run, metric)
@@ -93,9 +97,8 @@ def of_several(runs: Sequence[Run], panel: Panel) -> list[Markup]:
                 points = thin(steps.astype(float), values, MANY_POINTS if crowd else POINTS)
                 curves.append(Curve(run.name, *points, thin_series(index) if crowd else series(index), index))
         if curves:
-            title = panel.title if place == 0 and len(panel.lines) == 1 else f"{panel.title}: {name}"
-            one = Panel(title, panel.unit, ((metric, name),))
-            drawn.append(page.figure(_draw(one, curves, (None, None), (), named=False), panel.caption))
+            title = panel.title if len(panel.lines) == 1 else f"{panel.title}: {name}"
+            drawn.append(page.figure(_draw(replace(panel, title=title), curves), panel.caption))
     return drawn
 
 
@@ -143,22 +146,37 @@ def _score_and_kl(rows: Sequence[Row]) -> Floats:
 def _draw(
     panel: Panel,
     curves: Sequence[Curve],
-    band: tuple[float | None, float | None],
-    marks: Sequence[int],
-    named: bool,
+    band: tuple[float | None, float | None] = (None, None),
+    marks: Sequence[int] = (),
+    names: Sequence[str] = (),
 ) -> Markup:
     made, (axes,) = figure(WIDTH, HEIGHT)
-    for curve in curves:
-        axes.plot(curve.x, curve.y, **_look(curve, len(curves)))
+    if len(curves) > CROWD:
+        _plot_crowd(axes, curves)
+    else:
+        for curve in curves:
+            axes.plot(curve.x, curve.y, **_look(curve, len(curves)))
     _scale(axes, curves, panel)
     _shade(axes, band)
     for step in dict.fromkeys(marks):
         axes.axvline(step, color=LIGHT[WARN], linewidth=0.9, linestyle=(0, (2, 2)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     label(axes, panel.title, "step", panel.unit)
-    if named:
-        legend(axes, [curve.name for curve in curves])
+    if names:
+        legend(axes, names)
     return to_svg(made, panel.title, _described(curves))
+
+
+def _plot_crowd(axes: Axes, curves: Sequence[Curve]) -> None:
+    """All curves as one artist, which takes a third of the time."""
+    axes.add_collection(
+        LineCollection(
+            [np.column_stack((curve.x, curve.y)) for curve in curves],
+            colors=[curve.style["color"] for curve in curves],
+            linewidths=[curve.style["linewidth"] for curve in curves],
+        )
+    )
+    axes.autoscale_view()
 
 
 def _look(curve: Curve, among: int) -> LineStyle:
@@ -175,7 +193,7 @@ def _scale(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
     """Some air around a flat curve, and a logarithmic axis for norms that differ by orders of magnitude."""
     low = min(float(curve.y.min()) for curve in curves)
     high = max(float(curve.y.max()) for curve in curves)
-    if panel.title == "Gradient norm" and low > 0 and high > 30 * float(np.median(curves[0].y)):
+    if panel.logarithmic and low > 0 and high > 30 * float(np.median(curves[0].y)):
         log_scale(axes)
         return
     if high - low <= 1e-3 * max(abs(low), abs(high)):
@@ -216,6 +234,7 @@ def _range_in_words(band: Band | None, bounds: tuple[float | None, float | None]
     return f"Healthy: {tick(low)} to {tick(high)}." if high is not None else f"Healthy: from {tick(low)}."
 
 
-def _not_finite(rows: Sequence[Row]) -> list[int]:
-    """Steps without a finite loss, for marks."""
-    return [row["step"] for row in rows if "loss" in row and row["loss"] is None][:20]
+def _skipped(rows: Sequence[Row]) -> list[int]:
+    """The first steps whose loss or gradient was not finite, so that they moved no weight."""
+    broken = [row["step"] for row in rows if any(name in row and row[name] is None for name in ("loss", "grad_norm"))]
+    return broken[:MOST_MARKS]

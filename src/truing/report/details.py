@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -129,11 +130,16 @@ def recipe(run: Run) -> list[Markup]:
     """The command that repeats the run, the one that continues it, and the whole recipe."""
     if not run.recipe_text:
         return []
-    path = shlex.quote(str(run.path))
-    parts = [page.preformatted(f"truing train {path}/recipe.yaml --output {path}-again")]
+    parts = [repeat(run.path)]
     if run.state == "stopped":
-        parts.append(page.preformatted(f"truing resume {path}"))
+        parts.append(page.preformatted(f"truing resume {shlex.quote(str(run.path))}"))
     return [*parts, page.folded("The recipe, with every default written out", [page.preformatted(run.recipe_text)])]
+
+
+def repeat(path: Path) -> Markup:
+    """The command that does what a run directory's recipe says once more."""
+    recipe, again = shlex.quote(str(path / "recipe.yaml")), shlex.quote(f"{path}-again")
+    return page.preformatted(f"truing train {recipe} --output {again}")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", most: int = 400) -> Iterator[tuple[str, Any]]:
@@ -171,16 +177,18 @@ def figure(value: float | None) -> str:
     """
     if value is None:
         return "–"
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−", 1 if value < 0 else 0)
+    return (f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}").replace("-", "−", 1 if value < 0 else 0)
 
 
 def in_bytes(value: float) -> str:
     """Bytes with a unit.
 
-    >>> in_bytes(12_300_000), in_bytes(2.5e9)
-    ('12 MB', '2.50 GB')
+    >>> in_bytes(12_300_000), in_bytes(2.5e9), in_bytes(46_240)
+    ('12 MB', '2.50 GB', '46 kB')
     """
-    return f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
+    if value >= 1e9:
+        return f"{value / 1e9:,.2f} GB"
+    return f"{value / 1e6:,.0f} MB" if value >= 1e6 else f"{value / 1e3:,.0f} kB"
 
 
 def in_time(seconds: float) -> str:

@@ -18,6 +18,8 @@ class Panel:
     """(figure of metrics.jsonl, its name in the legend)"""
     caption: str = ""
     """How to read it, in one sentence."""
+    logarithmic: bool = False
+    """Whether excursions by orders of magnitude are to be expected, and call for a logarithmic axis."""
 
 
 THROUGHPUT = "tokens per second"
@@ -83,7 +85,7 @@ MECHANICS = (
     ),
     Panel("Spread within groups", "standard deviation", (("rewards/deviation", "of rewards"),)),
     Panel("KL coefficient", "β", (("objective/kl_coef", "β"),)),
-    Panel("Gradient norm", "norm", (("grad_norm", "before clipping"),)),
+    Panel("Gradient norm", "norm", (("grad_norm", "before clipping"),), logarithmic=True),
     Panel("Learning rate", "rate", (("learning_rate", "rate"),)),
     Panel("Throughput", "tokens a second", ((THROUGHPUT, "tokens a second"),)),
     Panel("Memory", "peak so far (GB)", ((MEMORY, "measured"),)),

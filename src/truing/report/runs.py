@@ -210,7 +210,7 @@ def _text(file: Path, notes: list[str]) -> str:
 
 def _stage(text: str, notes: list[str]) -> Mapping[str, Any]:
     try:
-        recipe = mapping(yaml.load(text, Loader=_loader()))
+        recipe = mapping(yaml.load(text, Loader=_loader(text)))
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         notes.append(f"{RECIPE} is damaged: {str(fault).splitlines()[0]}")
         return {}
@@ -218,9 +218,13 @@ def _stage(text: str, notes: list[str]) -> Mapping[str, Any]:
     return mapping(stages[0]) if stages else recipe
 
 
-def _loader() -> type[yaml.SafeLoader | yaml.CSafeLoader]:
-    """Eight times as fast where PyYAML was built with libyaml, as its wheels are."""
-    return yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+def _loader(text: str) -> type[yaml.SafeLoader | yaml.CSafeLoader]:
+    """The parser of libyaml where it is there: eight times as fast, but nesting by the thousand overflows its stack.
+
+    A level of nesting takes a bracket, or a column of a line.
+    """
+    shallow = text.count("[") + text.count("{") < 500 and max(map(len, text.split("\n"))) < 1000
+    return yaml.CSafeLoader if shallow and yaml.__with_libyaml__ else yaml.SafeLoader
 
 
 def _object(file: Path, notes: list[str]) -> Mapping[str, Any]:

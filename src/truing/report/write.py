@@ -12,7 +12,7 @@ from truing.core.errors import MachineError, RunError
 from truing.report import page
 from truing.report.comparison import comparison_sections
 from truing.report.curves import of_one, reward_against_kl
-from truing.report.details import data, environment, forgetting, memory_and_time, recipe, samples
+from truing.report.details import data, environment, forgetting, memory_and_time, recipe, repeat, samples
 from truing.report.page import Section
 from truing.report.panels import MECHANICS, QUALITY, others
 from truing.report.runs import Run, find_runs, read_run, stages_of
@@ -32,9 +32,9 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
     unique = list(dict.fromkeys(paths))
     target = output or _beside(unique)
     html = report_page(unique)
-    if target.is_dir():
-        raise RunError(f"{target} is a folder; give --output a file such as {target / FILE}")
     try:
+        if target.is_dir():
+            raise RunError(f"{target} is a folder; give --output a file such as {target / FILE}")
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, html)
     except OSError as failure:
@@ -52,7 +52,8 @@ def report_page(paths: Sequence[Path]) -> str:
     title = f"Run {paths[0].resolve().name}"
     if len(runs) == 1:
         return page.page(title, str(paths[0]), _sections(runs[0]))
-    return page.page(title, f"{paths[0]}, a chain of {len(runs)} stages", _of_chain(runs))
+    again = Section("Repeat it", "repeat", (repeat(paths[0]),))
+    return page.page(title, f"{paths[0]}, a chain of {len(runs)} stages", [*_of_chain(runs), again])
 
 
 def _beside(paths: Sequence[Path]) -> Path:

@@ -68,7 +68,7 @@ class Band:
     """Whether the bounds are values, or multiples of the mean over the first rows."""
     grace: int = 0
     """Rows at the beginning that are not judged."""
-    unless: str = ""
+    unless: str | None = None
     """A figure in whose presence nothing is wrong with leaving the range."""
 
     def bounds(self, rows: Sequence[Row]) -> tuple[float | None, float | None]:
@@ -80,7 +80,7 @@ class Band:
         """Where the figure, averaged over `WINDOW` rows, first leaves the outer range."""
         steps, values = column(rows, self.metric)
         scale = self._scale(values)
-        if scale <= 0 or any(self.unless in row for row in rows):
+        if scale <= 0 or (self.unless is not None and any(self.unless in row for row in rows)):
             return None
         smooth = trailing_mean(values, WINDOW)[self.grace :]
         steps = steps[self.grace :]
@@ -93,7 +93,8 @@ class Band:
             return None
         first = int(outside.argmax())
         above = bool(smooth[first] > high)
-        found = f"{self.name} {'rose above' if above else 'fell below'} {high if above else low:.3g}"
+        bound = f"{high if above else low:.3g}".replace("-", "−")
+        found = f"{self.name} {'rose above' if above else 'fell below'} {bound}"
         since = "and is still there at the end" if outside[-1] else "and came back"
         return Complaint(self.metric, int(steps[first]), f"{found} at step {steps[first]} {since}: {self.remedy}")
 
@@ -182,7 +183,7 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value) if math.isfinite(value) else None
+        return max(-LARGEST, min(LARGEST, float(value))) if math.isfinite(value) else None
     except OverflowError:
         return None
 

@@ -6,12 +6,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
+
+from truing.training.curves import Curves, number
+from truing.training.sparkline import ASCII, BLOCKS
 
 
 class Reporter(Protocol):
@@ -29,8 +33,8 @@ class Reporter(Protocol):
         """A piece of a training row, as (text, whether it is trained on)."""
         ...
 
-    def begin(self, what: str, total: int, done: int = 0) -> None:
-        """A countable piece of work starts."""
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
+        """A countable piece of work starts; `before` are the figures of what is done of it already."""
         ...
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:
@@ -51,7 +55,7 @@ class Silent:
 
     def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None: ...
 
-    def begin(self, what: str, total: int, done: int = 0) -> None: ...
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None: ...
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None: ...
 
@@ -77,7 +81,7 @@ class Lines:
         marked = "".join(f"⟦{text}⟧" if trained else text for text, trained in parts)
         self.say(f"    {name:<10} {marked!r}")
 
-    def begin(self, what: str, total: int, done: int = 0) -> None:
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
         self._what, self._total, self._started = what, total, time.monotonic()
         self._next = done + max(1, total // 10)
 
@@ -91,10 +95,11 @@ class Lines:
 
 
 class Terminal:
-    """A live bar with the time left and the figures of the last step."""
+    """A live bar with the time left and the figures of the last step, and below it the course of the run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._curves = Curves()
         self._progress: Progress | None = None
         self._task: Task | None = None
 
@@ -110,16 +115,11 @@ class Terminal:
             line.append(repr(text)[1:-1], style="green" if trained else "dim")
         self._console.print(line)
 
-    def begin(self, what: str, total: int, done: int = 0) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<9}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            _Figures(),
-            console=self._console,
-            transient=True,
-        )
+    def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
+        self._curves = Curves(BLOCKS if _can_show(self._console, BLOCKS) else ASCII)
+        for figures in before:
+            self._curves.add(figures)
+        self._progress = _Live(self._curves, self._console)
         task_id = self._progress.add_task(what, total=total, completed=done, figures={})
         self._task = self._progress.tasks[task_id]
         self._progress.start()
@@ -128,6 +128,7 @@ class Terminal:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task.id, completed=done)
             if figures is not None:
+                self._curves.add(figures)
                 self._progress.update(self._task.id, figures=figures)
 
     def end(self) -> None:
@@ -141,19 +142,37 @@ class Terminal:
             self._progress = None
 
 
-class _Figures(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(_figures(task.fields["figures"]), style="cyan")
+class _Live(Progress):
+    """A bar, and below it the figures and the curves; each stays one line high in a narrow terminal."""
+
+    def __init__(self, curves: Curves, console: Console) -> None:
+        self._curves = curves
+        super().__init__(
+            TextColumn("{task.description:<9}", markup=False),
+            BarColumn(bar_width=24, table_column=Column(no_wrap=True)),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            console=console,
+            transient=True,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        figures = [_figures(task.fields["figures"]) for task in self.tasks if task.fields["figures"]]
+        for line in (*figures, *self._curves.lines):
+            yield Text(line, style="cyan", no_wrap=True, overflow="ellipsis")
+
+
+def _can_show(console: Console, text: str) -> bool:
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _figures(figures: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {_number(value)}" for name, value in figures.items())
-
-
-def _number(value: float) -> str:
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.3f}"
+    return "  ".join(f"{name} {number(value)}" for name, value in figures.items())
 
 
 def reporter() -> Reporter:

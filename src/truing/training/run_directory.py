@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from truing.core.errors import MachineError, RunError
+
+OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "tensorboard", "wandb", "mlflow")
+OWN_FILES = (
+    "recipe.yaml",
+    "environment.json",
+    "data.json",
+    "plan.json",
+    "samples.jsonl",
+    "trackers.json",
+    "report.html",
+)
+"""What a run that has not made a step yet may have written."""
 
 
 class RunDirectory:
@@ -97,34 +110,41 @@ class RunDirectory:
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file such as metrics.jsonl."""
         with (self.path / name).open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            handle.write(_line(row))
 
     def truncate_lines(self, name: str, last_step: int) -> None:
         """Keep the lines up to a step: what came after the checkpoint is trained again and written again."""
         file = self.path / name
         if not file.is_file():
             return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
+        kept = itertools.takewhile(lambda row: row["step"] <= last_step, self.rows(name))
+        self.write_text(name, "".join(_line(row) for row in kept))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a file such as metrics.jsonl; none where it is not there yet."""
+        file = self.path / name
+        found = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
             try:
-                row = json.loads(line)
+                found.append(json.loads(line))
             except ValueError:
-                break  # the line that the kill cut short
-            if row["step"] > last_step:
-                break
-            kept.append(line)
-        self.write_text(name, "".join(line + "\n" for line in kept))
+                break  # the line that a kill cut short
+        return found
 
     def is_finished(self) -> bool:
         """Whether the result has been written."""
         return (self.path / "final").is_dir()
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _is_ours(entry: Path) -> bool:
     """Whether a run that has not made a step yet may have written this."""
     if entry.is_dir():
-        return entry.name in ("reference", "density", "checkpoints", "base") or (entry / "recipe.yaml").is_file()
-    return entry.name in ("recipe.yaml", "environment.json", "data.json", "plan.json", "samples.jsonl", "report.html")
+        return entry.name in OWN_FOLDERS or (entry / "recipe.yaml").is_file()
+    return entry.name in OWN_FILES
 
 
 def replace_file(target: Path, text: str) -> None:

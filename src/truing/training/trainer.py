@@ -26,6 +26,7 @@ from truing.training.run_directory import RunDirectory
 from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
 from truing.training.source import PreparedStep, Source
+from truing.training.trackers.followed import Trackers
 
 SHOWN = (
     ("rewards/margins", "margin"),
@@ -83,6 +84,7 @@ class Trainer:
     plan: Plan
     run: RunDirectory
     reporter: Reporter
+    trackers: Trackers
     evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Measures on held-out rows, given what the objective remembers."""
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
@@ -116,7 +118,8 @@ class Trainer:
         total = self.source.total_steps
         if self.progressed.step == 0:
             self._write_samples(0)
-        self.reporter.begin(self.objective.name, total, self.progressed.step)
+        before = [_shown(row) for row in self.run.rows("metrics.jsonl")]
+        self.reporter.begin(self.objective.name, total, self.progressed.step, before)
         steps = self.source.steps(self.progressed.step)
         try:
             started = time.perf_counter()
@@ -141,6 +144,7 @@ class Trainer:
             row |= self.at_end()
         row["memory_bytes"] = peak_memory_bytes()
         self.run.append("metrics.jsonl", _finite(row))
+        self.trackers.log(done, row)
         self.reporter.advance(done, _shown(row))
         if done == total or (self.plan.sample_every and done % self.plan.sample_every == 0):
             self._write_samples(done)
@@ -240,8 +244,10 @@ class Trainer:
         checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)
 
     def _write_samples(self, done: int) -> None:
-        for row in self.sample(done) if self.sample else ():
+        rows = self.sample(done) if self.sample else ()
+        for row in rows:
             self.run.append("samples.jsonl", row)
+        self.trackers.show(done, rows)
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,11 +256,12 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, float]:
-    """The few figures worth a place beside the bar."""
+    """The few figures worth a place beside the bar, of a row as it was made or as metrics.jsonl has it."""
     shown = {"loss": row["loss"]}
     for key, name in SHOWN:
         if key in row:
             shown[name] = row[key]
+    shown = {name: math.nan if value is None else value for name, value in shown.items()}
     shown["tok/s"] = row["tokens"] / max(row["seconds"], 1e-9)
     shown["GB"] = row["memory_bytes"] / 1e9
     return shown

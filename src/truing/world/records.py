@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class WorldSettings(Settings):
     """The reward of a review that a reader calls good as often as not."""
     desirable: float | None = Field(default=None, gt=0, lt=1)
     """Share of the judgements that call a review good; by default as it comes."""
+    missing_desirable: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the good halves that is missing where pairs are split into judgements."""
     length_bias: float = 0.0
     """Reward that the reader sees in each word and mark, though the true reward does not."""
     flattery: float = 0.0
@@ -74,21 +76,22 @@ class WorldFiles:
 
 def write_world(folder: Path, settings: WorldSettings, world: World = REVIEWS) -> WorldFiles:
     """Write the data files into `folder`, made where it is missing; the same settings give the same bytes."""
-    files = WorldFiles(*(folder / f"{field.name}.jsonl" for field in fields(WorldFiles)))
+    names = [field.name for field in fields(WorldFiles)]
+    return WorldFiles(*(write_file(folder, name, settings, world) for name in names))
+
+
+def write_file(folder: Path, name: str, settings: WorldSettings, world: World = REVIEWS) -> Path:
+    """Write one of the data files, by its name in `WorldFiles`, or `split_pairs`; return its path."""
+    target = folder / f"{name}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_rows(files.corpus, corpus_rows(settings, world))
-        _write_rows(files.demonstrations, demonstration_rows(settings, world))
-        _write_rows(files.pairs, pair_rows(settings, world))
-        _write_rows(files.judgements, judgement_rows(settings, world))
-        _write_rows(files.test_pairs, held_out_pair_rows(settings, world))
-        _write_rows(files.training_prompts, ({"prompt": prompt.text} for prompt in world.training))
-        _write_rows(files.prompts, prompt_rows(settings, world))
+        with target.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS[name](settings, world))
     except OSError as fault:
         raise MachineError(
-            f"{folder}: cannot write the world's data ({fault.strerror}); choose another folder"
+            f"{target}: cannot write the world's data ({fault.strerror}); choose another folder"
         ) from fault
-    return files
+    return target
 
 
 def corpus_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
@@ -133,15 +136,22 @@ def judgement_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[
         yield {"prompt": prompt.text, "completion": _completion(review), "label": label, "rating": rating}
 
 
-def split_pairs(rows: Iterable[Row], missing_desirable: float, rng: random.Random) -> Iterator[Row]:
-    """Turn pairs into judgements, the chosen answer good and the rejected one not.
+def split_pair_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write the pairs as judgements: the chosen answer good, the rejected one not.
 
-    A share of the good ones is left out, as where people complain and do not praise.
+    Some of the good ones may be missing, as where people complain and do not praise.
     """
-    for row in rows:
-        if rng.random() >= missing_desirable:
+    rng = _stream(settings, "split pairs")
+    for row in pair_rows(settings, world):
+        if rng.random() >= settings.missing_desirable:
             yield {"prompt": row["prompt"], "completion": row["chosen"], "label": True}
         yield {"prompt": row["prompt"], "completion": row["rejected"], "label": False}
+
+
+def training_prompt_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write every prompt that the training files use once."""
+    rng = _stream(settings, "training prompts")
+    yield from ({"prompt": prompt.text} for prompt in _shuffled(world.training, rng))
 
 
 def prompt_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
@@ -190,6 +200,14 @@ def _shuffled(prompts: Sequence[Prompt], rng: random.Random) -> list[Prompt]:
     return [left.pop(int(rng.random() * len(left))) for _ in prompts]
 
 
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+ROWS: Mapping[str, Callable[[WorldSettings, World], Iterator[Row]]] = {
+    "corpus": corpus_rows,
+    "demonstrations": demonstration_rows,
+    "pairs": pair_rows,
+    "judgements": judgement_rows,
+    "test_pairs": held_out_pair_rows,
+    "training_prompts": training_prompt_rows,
+    "prompts": prompt_rows,
+    "split_pairs": split_pair_rows,
+}
+"""What each data file holds."""

@@ -1,0 +1,63 @@
+"""What is known of a stage before its first step, written into its run directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from truing.build.environment import describe
+from truing.models.lora.settings import AdapterSettings
+from truing.recipe.load import dump
+from truing.recipe.schema import Recipe, Stage
+from truing.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from truing.build.stage import Assembled
+
+
+def resolved(ready: Assembled) -> Stage:
+    """The stage with everything written out that was found or chosen for it."""
+    use = ready.stage.objective["use"]
+    return ready.stage.model_copy(
+        update={
+            "model": ready.built.start.model,
+            "objective": {"use": use, **ready.objective.model_dump(mode="json")},
+            "optim": ready.optim,
+            "adapter": _adapter_of(ready),
+        }
+    )
+
+
+def write_facts(ready: Assembled, run: RunDirectory, trained: int) -> None:
+    """Write what does not change during a run."""
+    built, report = ready.built, ready.dataset.report
+    run.write_text("recipe.yaml", dump(Recipe(output=str(run.path), stages=(resolved(ready),))))
+    hashes: dict[str, str | None] = {
+        "model_sha256": built.loaded.digest,
+        "start_sha256": built.start_digest,
+        "template_sha256": ready.dataset.template.digest,
+    }
+    environment = describe(ready.stage, built.device, built.dtype, built.calibration, hashes)
+    run.write_json(
+        "environment.json",
+        {**environment, "data": report.as_json().get("files", []), "attention": built.check.sentence},
+    )
+    run.write_json("data.json", report.as_json())
+    run.write_json("plan.json", _planned(ready, trained))
+
+
+def _adapter_of(ready: Assembled) -> AdapterSettings | None:
+    adapter, start = ready.stage.adapter, ready.built.start.adapter
+    return adapter.model_copy(update={"start": str(start)}) if adapter is not None and start is not None else adapter
+
+
+def _planned(ready: Assembled, trained: int) -> dict[str, Any]:
+    module = ready.built.loaded.module
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return {
+        "steps": ready.total_steps,
+        "rows": ready.plan.rows_seen(),
+        "tokens_per_pass": sum(ready.plan.sizes),
+        "longest_row_tokens": max(ready.plan.sizes),
+        "trained_parameters": trained,
+        "bytes": {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained},
+    }
