@@ -18,7 +18,7 @@ from truing.core.errors import GuardError
 from truing.data.packing import StepPlan
 from truing.evaluate.held_out import Exam, measure
 from truing.recipe.schema import Recipe, Stage
-from truing.training.progress import Reporter, peak_memory_bytes
+from truing.training.progress import Reporter, Silent, peak_memory_bytes
 from truing.training.run_directory import replace_file
 
 
@@ -46,9 +46,11 @@ class Trained:
 
 
 def look_at(stage: Stage, reporter: Reporter) -> StepPlan:
-    """Load everything that a first stage needs, which finds its faults, and return how its rows make steps."""
-    assert stage.model is not None
-    return assemble(stage, _start(stage), None, reporter).plan
+    """Load everything that a first stage needs, which finds its faults, and return how its rows make steps.
+
+    What training warns of it will warn of again, so that is not said here.
+    """
+    return assemble(stage, _start(stage), None, Silent()).plan
 
 
 def calibrate(recipe: Recipe, folder: Path, warm: int, reporter: Reporter) -> Pace:
