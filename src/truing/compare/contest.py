@@ -23,7 +23,7 @@ from truing.compare.entries import (
     stock_of,
     with_written_data,
 )
-from truing.compare.folder import START, Folder, take
+from truing.compare.folder import PLAN, START, Folder, take
 from truing.compare.pool import choose, groups_of
 from truing.compare.request import Budget, Request
 from truing.compare.work import Pace, Trained, calibrate, examine, look_at, train
@@ -179,7 +179,7 @@ def _plan(
     request: Request, entries: Sequence[Entry], folder: Folder, shown: Board, threads: int
 ) -> tuple[Budget | None, dict[str, Course]]:
     """Check every entry by loading it, and find the steps that its budget buys, or take those of an earlier call."""
-    kept = folder.kept("plan.json")
+    kept = folder.kept(PLAN)
     if kept is not None:
         budget = None if kept["budget"] is None else Budget(**kept["budget"])
         return budget, {name: Course(**values) for name, values in kept["courses"].items()}
@@ -193,7 +193,7 @@ def _plan(
         courses = {one.name: course(one.name, budget, plans[one.name], paces.get(one.name)) for one in entries}
         shown.say(f"budget of each: {budget}")
     values = {name: asdict(one) for name, one in courses.items()}
-    folder.keep("plan.json", {"budget": None if budget is None else asdict(budget), "courses": values})
+    folder.keep(PLAN, {"budget": None if budget is None else asdict(budget), "courses": values})
     return budget, courses
 
 

@@ -13,7 +13,7 @@ from truing.core.errors import MachineError, RunError
 from truing.evaluate.held_out import Measured
 from truing.training.run_directory import RunDirectory, replace_file
 
-ARGUMENTS = "arguments.json"
+ARGUMENTS, PLAN = "arguments.json", "plan.json"
 START = "start"
 """Names the start model among the results."""
 
@@ -64,7 +64,8 @@ class Folder:
 def take(path: Path, arguments: Mapping[str, Any]) -> tuple[Folder, RunDirectory]:
     """Make the folder, or take up an interrupted comparison in it; locked for as long as the second is open.
 
-    Raises RunError where it holds something else, or a comparison with other arguments, data or models.
+    Raises RunError where it holds something else, or a comparison with other arguments, data or models that has begun
+    to train.
     """
     folder = Folder(path)
     if path.exists() and not path.is_dir():
@@ -73,7 +74,8 @@ def take(path: Path, arguments: Mapping[str, Any]) -> tuple[Folder, RunDirectory
     before = folder.kept(ARGUMENTS)
     if before is None and strangers:
         raise RunError(f"{path} is not empty (it has {strangers[0]}) and holds no comparison; give another --output")
-    if before is not None and before != json.loads(json.dumps(arguments)):
+    other = before is not None and before != json.loads(json.dumps(arguments))
+    if other and any((path / "runs").iterdir()):
         raise RunError(f"{path} holds a comparison with {_difference(before, arguments)}; give another --output")
     try:
         for each in (path / "runs", path / "results"):
@@ -82,6 +84,8 @@ def take(path: Path, arguments: Mapping[str, Any]) -> tuple[Folder, RunDirectory
         raise MachineError(f"cannot create {path}: {failure.strerror}") from failure
     lock = RunDirectory(path)
     lock.lock()
+    if other:
+        (path / PLAN).unlink(missing_ok=True)
     folder.keep(ARGUMENTS, arguments)
     return folder, lock
 

@@ -67,6 +67,10 @@ class Verdict:
         titles = {one.key: one.title for one in (LOSS, ACCURACY, WINS, FORGETTING)}
         lines = [f"{titles[key]}: not measured; {why}" for key, why in reasons.items() if self.standing(key) is None]
         stopped = [(name, found.stopped) for name, found in self.costs.items() if found.stopped is not None]
+        cut = [name for name, found in self.costs.items() if any(run.process.resumed for run in found.runs)]
+        lines += [
+            f"{name}: interrupted and continued, so peak memory and time in all are of the last part" for name in cut
+        ]
         return lines + [f"{name}: a guard stopped it, so it was not measured: {harmless(why)}" for name, why in stopped]
 
     def how_to_read(self) -> list[str]:
@@ -78,6 +82,12 @@ class Verdict:
             f"In brackets 95 % intervals over {over}. {MARK} marks the best of a figure and what its paired difference "
             "does not separate from it: among those nothing is ranked.",
         ]
+        partial = [entry.name for entry in self.contest.entries if entry.by_rollouts]
+        if partial and self.contest.request.reward is not None and self.standing(WINS.key) is not None:
+            lines.append(
+                f"The judge is also what {_listed(partial)} was trained to please: its win-rate says how well it does "
+                "that, not that its completions are better."
+            )
         if seeds == 1:
             lines.append(
                 "One seed says nothing of how another would have ended; --seeds 3 puts that into the intervals."
