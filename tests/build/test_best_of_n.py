@@ -144,8 +144,11 @@ def test_sft_trains_on_what_was_written_as_the_tokens_that_were_sampled(
         if row["ended"] and not unsaid & set(tokens[:-1].tolist()):
             exact += row["tokens"] == len(tokens)
     assert exact > 20, "in the world a text has one way to be written as tokens"
-    trained = train(world, tmp_path / "run", data={"path": str(best), "max_length": 48})
-    assert metrics(trained)[-1]["loss"] < metrics(trained)[0]["loss"]
+    a_pass = len(rows(best)) // 8
+    optim = {"lr": 1e-2, "max_steps": 4 * a_pass}
+    trained = train(world, tmp_path / "run", data={"path": str(best), "max_length": 48}, optim=optim)
+    losses = [row["loss"] for row in metrics(trained)]
+    assert max(losses[-a_pass:]) < min(losses[:a_pass]), "no batch of the last pass is as unlikely as any of the first"
 
 
 def test_columns_come_along_and_cannot_make_it_another_format(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
@@ -233,7 +236,8 @@ def test_a_server_gets_the_token_ids_that_training_had_and_no_weights_are_read(
     """Raw text went into the template in training, so it goes there again."""
     opened = open_result(world[0])
     (end,) = opened.loaded.end_tokens
-    said = opened.tokenizer("a friendly quiet hotel", add_special_tokens=False)["input_ids"]
+    said = opened.tokenizer("the quiet sunny hotel", add_special_tokens=False)["input_ids"]
+    assert len(set(said) - {opened.tokenizer.unk_token_id}) == 4, "four words of the world, each another token"
 
     def reply(handler: Handler, body: dict[str, Any]) -> None:
         counts = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(said)}

@@ -15,6 +15,9 @@ from truing.training.progress import Reporter, Silent
 Tell = Callable[[str, Done], str]
 """Makes the line about a finished task from its name and what it gave."""
 
+Announce = Callable[[str], str]
+"""Says what a task is there for when it begins; empty to say nothing."""
+
 SHOWN = ("loss", "margin", "accuracy", "score", "kl")
 """Figures worth a place beside a bar, where many runs share the width."""
 
@@ -22,8 +25,8 @@ SHOWN = ("loss", "margin", "accuracy", "score", "kl")
 class LineBoard:
     """For logs and pipes."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, tell: Tell, announce: Announce) -> None:
+        self._tell, self._announce = tell, announce
 
     def __enter__(self) -> LineBoard:
         return self
@@ -36,7 +39,9 @@ class LineBoard:
         sys.stdout.flush()
 
     def started(self, name: str) -> Reporter:
-        return _Warnings(name, self.say)
+        if why := self._announce(name):
+            self.say(f"  {why}")
+        return _Quiet()
 
     def finished(self, name: str, done: Done) -> None:
         self.say(f"  {self._tell(name, done)}")
@@ -45,8 +50,8 @@ class LineBoard:
 class LiveBoard:
     """A bar for every task that runs, and above them a line for each that has ended."""
 
-    def __init__(self, console: Console, tell: Tell) -> None:
-        self._console, self._tell = console, tell
+    def __init__(self, console: Console, tell: Tell, announce: Announce) -> None:
+        self._console, self._tell, self._announce = console, tell, announce
         self._progress = Progress(
             TextColumn("  {task.fields[name]:<22}", markup=False),
             BarColumn(bar_width=18),
@@ -69,28 +74,23 @@ class LiveBoard:
         self._console.print(text, markup=False, highlight=False)
 
     def started(self, name: str) -> Reporter:
+        if why := self._announce(name):
+            self.say(f"  {why}")
         bar = self._progress.add_task("starts", total=None, name=name)
         self._bars[name] = bar
-        return _Bar(self._progress, bar, name, self.say)
+        return _Bar(self._progress, bar)
 
     def finished(self, name: str, done: Done) -> None:
         self._progress.remove_task(self._bars.pop(name))
         self.say(f"  {self._tell(name, done)}")
 
 
-class _Warnings(Silent):
-    """Keeps warnings of what a single run tells; the rest would drown those who watch many."""
-
-    def __init__(self, name: str, say: Callable[[str], None]) -> None:
-        self._name, self._say = name, say
-
-    def warn(self, text: str) -> None:
-        self._say(f"  warning from {self._name}: {text}")
+class _Quiet(Silent):
+    """What a single run tells would drown those who watch many; its warnings are in its own report."""
 
 
-class _Bar(_Warnings):
-    def __init__(self, progress: Progress, bar: TaskID, name: str, say: Callable[[str], None]) -> None:
-        super().__init__(name, say)
+class _Bar(_Quiet):
+    def __init__(self, progress: Progress, bar: TaskID) -> None:
         self._progress, self._bar = progress, bar
 
     def begin(self, what: str, total: int, done: int = 0, before: Sequence[Mapping[str, float]] = ()) -> None:
@@ -101,7 +101,7 @@ class _Bar(_Warnings):
         self._progress.update(self._bar, completed=done, description=shown)
 
 
-def board(tell: Tell) -> LiveBoard | LineBoard:
+def board(tell: Tell, announce: Announce = lambda name: "") -> LiveBoard | LineBoard:
     """Live in a terminal, lines elsewhere."""
     console = Console()
-    return LiveBoard(console, tell) if console.is_terminal else LineBoard(tell)
+    return LiveBoard(console, tell, announce) if console.is_terminal else LineBoard(tell, announce)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,13 +149,16 @@ class Yardstick:
 def balanced_prompts(world: World, count: int) -> list[Prompt]:
     """Held-out prompts that take places and verdicts in turn, so that few of them stand for all."""
     places, verdicts = world.places, world.verdicts
+    period, pairs = math.lcm(len(places), len(verdicts)), len(places) * len(verdicts)
     found = []
     for number in range(count):
-        place, verdict = places[number % len(places)], verdicts[number % len(verdicts)]
+        # Where the two counts share a divisor, taking both in turn would come back to the same pairs; then shift.
+        shift = number // period % (pairs // period)
+        place, verdict = places[number % len(places)], verdicts[(number + shift) % len(verdicts)]
         fitting = [p for p in world.held_out if p.place == place and p.verdict == verdict]
-        found.append(fitting[number // (len(places) * len(verdicts)) % len(fitting)])
-    if len(set(found)) < count:
-        raise InputError(f"the world has too few held-out prompts for {count} different ones")
+        if number // pairs >= len(fitting):
+            raise InputError(f"the world has too few held-out prompts for {count} different ones")
+        found.append(fitting[number // pairs])
     return found
 
 

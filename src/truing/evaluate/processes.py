@@ -19,7 +19,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from truing.core.errors import MachineError, RunError, TruingError
+from truing.core.errors import InputError, MachineError, RunError, TruingError
 from truing.training.progress import Reporter, peak_memory_bytes
 
 PRELOADED = "truing.evaluate.preload"
@@ -81,6 +81,9 @@ def run_tasks(tasks: Sequence[Task], board: Board, *, at_once: int, threads: int
     Tasks are begun in their order as soon as what they need is done. The first failure ends the others and is raised:
     our own errors as they are with the task's name before them, anything else as a RuntimeError with its traceback.
     """
+    for name, number in (("at_once", at_once), ("threads", threads)):
+        if number < 1:
+            raise InputError(f"{name} is {number}; expected 1 or more")
     _check(tasks)
     waiting, running, done = list(tasks), dict[Any, _Running](), dict[str, Done]()
     context = _context(threads)
@@ -141,7 +144,7 @@ class _Running:
         """Take one message; return the result when it is the last one."""
         try:
             kind, content = self.receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # it ended between two messages, or within one
             self.process.join()
             raise MachineError(
                 f"{self.task.name}: its process ended without a word (exit code {self.process.exitcode}); "

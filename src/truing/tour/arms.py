@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truing.lab.arms import BASE, REFERENCE, TRUTH, Arm, Experiment
+from truing.lab.arms import BASE, REFERENCE, Arm, Experiment
 from truing.world.records import WorldSettings
 
-REWARD, PPO, PPO_FREE = "reward", "ppo", "ppo, kl_coef 0"
+REWARD, PPO, PPO_FREE, LORA_SFT = "reward", "ppo", "ppo, kl_coef 0", "sft, LoRA"
 
 LORA: Mapping[str, Any] = {"use": "lora", "rank": 8}
 BASE_STAGE: Mapping[str, Any] = {
@@ -78,8 +78,5 @@ def _arms(offline: int, online: int, *, quick: bool) -> tuple[Arm, ...]:
         pairs("dpo", "learns from the comparisons directly", {"use": "dpo", "beta": 0.5}),
         pairs("kto", "learns from thumbs up and down", {"use": "kto", "beta": 0.5}, data="judgements"),
         pairs("dpo, all weights", "the same as dpo without LoRA", {"use": "dpo", "beta": 0.5}, lora=False),
-        sft("sft, LoRA", "imitation with 8 % of the weights trained", lora=True),
+        sft(LORA_SFT, "imitation with 8 % of the weights trained", lora=True),
     )
-
-
-__all__ = ["PPO", "PPO_FREE", "REWARD", "TRUTH", "tour_experiment"]

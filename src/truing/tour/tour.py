@@ -1,103 +1,72 @@
-"""The first run: a small world, a tiny base model of it, then SFT and DPO with LoRA, through the public path."""
+"""The first run: a small world whose optimum is known exactly, and every method measured against it."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import platform
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import yaml
-
-from truing.build.chain import run
 from truing.core.errors import RunError
-from truing.recipe.load import load_recipe
-from truing.tour.judge import Verdict, answers, judge
-from truing.training.progress import Reporter
-from truing.world.base_model import write_base_model
-from truing.world.records import WorldFiles, WorldSettings, write_world
+from truing.evaluate.board import LineBoard, LiveBoard, board
+from truing.evaluate.processes import Done
+from truing.lab.arms import BASE, Experiment, Outcome
+from truing.lab.experiment import run_experiment
+from truing.lab.figures import answers_of
+from truing.lab.summary import Summary, summarise
+from truing.tour.advice import conclusions, recommendation
+from truing.tour.arms import tour_experiment
+from truing.tour.page import BEST_OF, tour_page
+from truing.training.run_directory import replace_file
 
 MARK = "tour.json"
 """Written first: a folder with it is a tour of ours, and may be begun anew."""
 
-BASE_STEPS, SFT_STEPS, DPO_STEPS = 500, 120, 120
+REPORT = "report.html"
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """One model of the tour."""
-
-    name: str
-    folder: Path
-    verdict: Verdict
-
-
-def run_tour(output: Path, reporter: Reporter) -> list[Stop]:
+def run_tour(output: Path, *, seeds: int = 1, quick: bool = False) -> Summary:
     """Run the tour into `output`; a former tour there is begun anew."""
-    started = time.perf_counter()
+    began = time.perf_counter()
     _clear(output)
-    reporter.say("A small world of short reviews. Its true reward is a program, so we can see whether training helped.")
-    files = write_world(output / "world", WorldSettings())
-    write_base_model(output / "world" / "blank")
-    (output / "recipes").mkdir(parents=True, exist_ok=True)
-
-    reporter.say("\n1. A base model: 0.1 million parameters learn to write reviews, good and bad ones alike.")
-    base = _train(output, "base", base_recipe(output, files), reporter)
-    reporter.say("\n2. The recommended chain: SFT on demonstrations, then DPO on comparisons, with LoRA.")
-    chain = _train(output, "chain", chain_recipe(base, files), reporter)
-
-    folders = {"base": base, "sft": chain.parent / "1-sft" / "final", "dpo": chain.parent / "2-dpo" / "final"}
-    stops = [Stop(name, folder, judge(folder, files.prompts)) for name, folder in folders.items()]
-    _write_result(output, stops)
-    _tell(output, files, stops, time.perf_counter() - started, reporter)
-    return stops
-
-
-def base_recipe(output: Path, files: WorldFiles) -> dict[str, Any]:
-    """All weights, all tokens of running text: what pre-training does."""
-    return {
-        "model": str(output / "world" / "blank"),
-        "adapter": "none",
-        "objective": {"use": "sft"},
-        "data": {"path": str(files.corpus), "max_length": 64, "loss_on": "all"},
-        "optim": {"lr": 8e-3, "max_steps": BASE_STEPS},
-        "batch": {"examples": 64},
-        "samples": {"count": 0},
-        "checkpoint": {"every": BASE_STEPS},
+    experiment = tour_experiment(tuple(range(seeds)), quick=quick)
+    why = {arm.name: arm.why for arm in experiment.arms} | {
+        BASE: "0.07 million weights learn to write reviews, good and bad alike"
     }
+    with board(_ended, lambda name: _announced(name, why)) as shown:
+        shown.say(
+            "A small world of short reviews. Its true reward is a program, and every answer to a prompt can be gone\n"
+            "through, so what each method did is computed exactly, and so is the best that was possible.\n"
+        )
+        outcomes = run_experiment(experiment, output, shown, at_once=min(2, os.cpu_count() or 1))
+        summary = summarise(experiment, outcomes, BEST_OF)
+        seconds = time.perf_counter() - began
+        _write(output, experiment, summary, outcomes, seconds)
+        _tell(output, experiment, summary, outcomes, shown)
+        shown.say(f"\n{time.perf_counter() - began:.0f} s in all. The page with the figures: {output / REPORT}")
+        shown.say(_next(output))
+    return summary
 
 
-def chain_recipe(base: Path, files: WorldFiles) -> dict[str, Any]:
-    """The recommended chain; the same keys work on any model."""
-    return {
-        "model": str(base),
-        "adapter": {"use": "lora", "rank": 8},
-        "samples": {"count": 3, "max_new_tokens": 24},
-        "checkpoint": {"every": 60},
-        "stages": [
-            {
-                "objective": {"use": "sft"},
-                "data": {"path": str(files.demonstrations), "max_length": 64},
-                "optim": {"lr": 3e-3, "max_steps": SFT_STEPS},
-                "batch": {"examples": 32},
-            },
-            {
-                "objective": {"use": "dpo", "beta": 0.5},
-                "data": {"path": str(files.pairs), "max_length": 64, "holdout": 0.02},
-                "optim": {"lr": 4e-4, "max_steps": DPO_STEPS},
-                "batch": {"examples": 32},
-            },
-        ],
-    }
+def _announced(name: str, why: dict[str, str]) -> str:
+    arm = name.split(", seed")[0]
+    return f"{name}: {why[arm]}" if why.get(arm) else ""
 
 
-def _train(output: Path, name: str, recipe: dict[str, Any], reporter: Reporter) -> Path:
-    """Write the recipe where the user can find it, and run it as `truing train` does; return the result's folder."""
-    file = output / "recipes" / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return run(load_recipe(file), output / name, reporter)
+def _ended(name: str, done: Done) -> str:
+    if not isinstance(done.value, Outcome):
+        return f"✓ {name}, {done.seconds:.0f} s"
+    outcome = done.value
+    if not outcome.reward:
+        agrees = outcome.figures["eval_accuracy"]
+        return f"✓ {name}, {done.seconds:.0f} s: agrees with {agrees:.0%} of held-out comparisons"
+    return f"✓ {name}, {done.seconds:.0f} s: true reward {fmean(outcome.reward):.2f} at KL {fmean(outcome.kl):.2f}"
 
 
 def _clear(output: Path) -> None:
@@ -109,29 +78,67 @@ def _clear(output: Path) -> None:
     (output / MARK).write_text("{}\n", encoding="utf-8")
 
 
-def _write_result(output: Path, stops: list[Stop]) -> None:
-    result = {s.name: {"true_reward": s.verdict.mean, "half_width_95": s.verdict.half_width} for s in stops}
-    (output / MARK).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def _write(output: Path, experiment: Experiment, summary: Summary, outcomes: Sequence[Outcome], seconds: float) -> None:
+    result: dict[str, Any] = {
+        row.arm: {
+            "true_reward": row.reward.mean,
+            "half_width_95": None if math.isinf(row.reward.half) else row.reward.half,
+            "kl": row.kl,
+            "regret": row.regret,
+            "proxy": row.proxy,
+            "rows": row.rows,
+            "seconds": row.seconds,
+            "peak_bytes": row.bytes,
+            "trained_parameters": row.parameters,
+            "stability": row.stability,
+        }
+        for row in summary.rows
+    }
+    replace_file(output / MARK, json.dumps(result, indent=2) + "\n")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {seconds:.0f} s in all."
+    command = f"truing tour --seeds {summary.seeds} --output {output}"
+    replace_file(output / REPORT, tour_page(experiment, summary, outcomes, machine, command))
 
 
-def _tell(output: Path, files: WorldFiles, stops: list[Stop], seconds: float, reporter: Reporter) -> None:
-    reporter.say("\nThe same prompts, answered before and after")
-    prompts = [json.loads(line)["prompt"] for line in files.prompts.read_text(encoding="utf-8").splitlines()[:4]]
-    told = [answers(stop.folder, prompts) for stop in stops]
-    for index, prompt in enumerate(prompts):
-        reporter.say(f"  {prompt}")
-        for stop, rows in zip(stops, told, strict=True):
-            text, reward = rows[index]
-            reporter.say(f"    {stop.name:<5} {reward:4.2f}  {text}")
-    reporter.say(
-        "\nTrue reward of answers sampled at temperature 0.7 to prompts never trained on "
-        "(0 to 1, with its 95 % interval)"
-    )
-    for stop in stops:
-        bar = "█" * round(30 * stop.verdict.mean)
-        reporter.say(f"  {stop.name:<5} {stop.verdict.mean:.3f} ± {stop.verdict.half_width:.3f}  {bar}")
-    reporter.say(
-        f"\n{seconds:.0f} s in all. The recipes are in {output / 'recipes'}; they work on your model and data too:\n"
-        f"  truing train {output / 'recipes' / 'chain.yaml'} --set model=YOUR/MODEL --output runs/mine\n"
-        f'  truing chat {output / "chain"} --prompt "{prompts[0]}" --compare-to {stops[0].folder}'
+def _tell(
+    output: Path, experiment: Experiment, summary: Summary, outcomes: Sequence[Outcome], shown: LiveBoard | LineBoard
+) -> None:
+    shown.say("\nThe same prompts, answered by every model: the likeliest answer and its true reward")
+    for prompt, told in answers_of(outcomes).items():
+        shown.say(f"  {prompt}")
+        for arm, answer, reward in told:
+            shown.say(f"    {arm:<17} {reward:4.2f}  {answer}")
+    shown.say(f"\nExact expected true reward (0 to 1; 95 % intervals {summary.basis}), KL from sft, and what the exact")
+    shown.say("optimum of the same KL has more")
+    shown.say(f"  {'':<17} {'true reward':<15} {'KL':>5} {'regret':>7} {'seconds':>8} {'MB':>5} {'trained':>8}")
+    for row in summary.rows:
+        bar = "█" * round(20 * row.reward.mean)
+        shown.say(
+            f"  {row.arm:<17} {row.reward!s:<15} {row.kl:5.2f} {row.regret:7.2f} {row.seconds:8.1f} "
+            f"{row.bytes / 1e6:5.0f} {row.parameters:8,}  {bar}"
+        )
+    shown.say("\nWhat followed")
+    for sentence in conclusions(summary):
+        shown.say(_wrapped(sentence))
+    shown.say("\nWhat to try first on your own data")
+    shown.say(_wrapped(recommendation(summary)))
+
+
+def _wrapped(text: str, width: int = 100) -> str:
+    lines, line = [], "  "
+    for word in text.split():
+        if len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = "  "
+        line += f"{'' if line == '  ' else ' '}{word}"
+    return "\n".join([*lines, line])
+
+
+def _next(output: Path) -> str:
+    dpo = output / "seed-0" / "dpo"
+    return (
+        f"The recipes are in {output / 'recipes'}; each runs by itself:\n"
+        f"  truing train {output / 'recipes' / 'dpo.yaml'} --set optim.lr=1e-4 --output runs/mine\n"
+        f'  truing chat {dpo} --prompt "Five stars for the corner bakery:" --compare-to {output / "base"}\n'
+        f"  truing report {dpo} {output / 'seed-0' / 'kto'}"
     )
