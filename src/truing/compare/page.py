@@ -13,7 +13,7 @@ from truing.compare.charts import bars, intervals
 from truing.compare.costs import Costs
 from truing.compare.folder import START
 from truing.compare.standing import ACCURACY, FORGETTING, KL, LOSS, WINS, WINS_AT_LENGTH, Figure
-from truing.compare.table import CHANGE, QUALITY
+from truing.compare.table import GROUPS
 from truing.compare.verdict import Verdict, cell, off
 from truing.report import page
 from truing.report.comparison import named
@@ -47,9 +47,11 @@ def comparison_page(verdict: Verdict) -> str:
 
 
 def _result(verdict: Verdict) -> list[Markup]:
-    parts = [found for keys in (QUALITY, CHANGE) if (found := _table(verdict, keys)) is not None]
+    parts = [page.bullets(verdict.sentences())]
+    for title, columns in GROUPS:
+        found = _table(verdict, columns)
+        parts += [] if found is None else [page.heading(title), found]
     parts += [page.paragraph(line) for line in verdict.how_to_read()]
-    parts.append(page.bullets(verdict.sentences()))
     parts += [page.note(line) for line in verdict.missing()]
     return parts
 

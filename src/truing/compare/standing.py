@@ -49,7 +49,7 @@ WINS_AT_LENGTH = Figure(
     "win_rate_at_equal_length", "win-rate at equal length", "against the start", "higher", percent=True
 )
 LENGTH = Figure("length", "length", "tokens a completion", None, digits=1)
-KL = Figure("kl", "KL to the start", "nats a completion", None)
+KL = Figure("kl", "KL to the start", "nats a completion", None, digits=2)
 FORGETTING = Figure("forgetting", "forgetting", "change of loss on general text, nats a token", "lower")
 FIGURES = (LOSS, ACCURACY, ACCURACY_PER_TOKEN, WINS, WINS_AT_LENGTH, LENGTH, KL, FORGETTING)
 

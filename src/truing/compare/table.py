@@ -27,18 +27,15 @@ from truing.report.details import in_bytes, in_time
 
 WIDTH = 100
 NAME = 16
-QUALITY = (
-    (LOSS, "held-out loss"),
-    (ACCURACY, "prefers chosen %"),
-    (WINS, "win-rate %"),
-    (WINS_AT_LENGTH, "at equal length %"),
+GROUPS: tuple[tuple[str, tuple[tuple[Figure, str], ...]], ...] = (
+    (
+        "On held-out rows",
+        ((LOSS, "loss, nats a token"), (ACCURACY, "prefers chosen %"), (ACCURACY_PER_TOKEN, "chosen, a token %")),
+    ),
+    ("Against the start", ((WINS, "win-rate %"), (WINS_AT_LENGTH, "at equal length %"), (KL, "KL, nats"))),
+    ("Besides", ((FORGETTING, "forgetting, nats a token"), (LENGTH, "tokens written"))),
 )
-CHANGE = (
-    (KL, "KL to start, nats"),
-    (FORGETTING, "forgetting, nats"),
-    (LENGTH, "tokens written"),
-    (ACCURACY_PER_TOKEN, "chosen, a token %"),
-)
+"""Titles of tables, and their columns: few enough for 100 columns of text."""
 
 
 def show(verdict: Verdict, console: Console | None = None) -> None:
@@ -50,8 +47,7 @@ def rendered(verdict: Verdict) -> RenderableType:
     """Tables, sentences, and what each was trained on."""
     lines = [*verdict.how_to_read(), "", *verdict.sentences(), *verdict.missing(), "", *_trained_on(verdict)]
     return Group(
-        _figures(verdict, QUALITY, "Held out"),
-        _figures(verdict, CHANGE, "What changed"),
+        *(_figures(verdict, columns, title) for title, columns in GROUPS),
         _costs(verdict),
         *(Text(harmless(line)) for line in lines),
     )

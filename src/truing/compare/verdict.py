@@ -22,6 +22,9 @@ from truing.core.text import harmless
 MARK = "*"
 """Stands behind the best and behind what is not separated from it."""
 
+MANY = 0.2
+"""Share of completions cut short from which on it is said."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
@@ -88,11 +91,22 @@ class Verdict:
                 f"The judge is also what {_listed(partial)} was trained to please: its win-rate says how well it does "
                 "that, not that its completions are better."
             )
+        share = self._cut()
+        if share > MANY:
+            lines.append(
+                f"{share:.0%} of the completions were cut at {self.contest.request.max_new_tokens} tokens, so what they "
+                "are worth and how long they are is not known to its end; raise --max-new-tokens."
+            )
         if seeds == 1:
             lines.append(
                 "One seed says nothing of how another would have ended; --seeds 3 puts that into the intervals."
             )
         return lines
+
+    def _cut(self) -> float:
+        """Share of completions that did not end by themselves, of the result where it is largest."""
+        written = [one.written for name in self.names for one in self.contest.measured(name) if one.written]
+        return max((sum(not one.ended for one in own) / len(own) for own in written), default=0.0)
 
 
 def _sentence(standing: Standing) -> str:
