@@ -94,8 +94,8 @@ class Verdict:
         share = self._cut()
         if share > MANY:
             lines.append(
-                f"{share:.0%} of the completions were cut at {self.contest.request.max_new_tokens} tokens, so what they "
-                "are worth and how long they are is not known to its end; raise --max-new-tokens."
+                f"{share:.0%} of the completions were cut at {self.contest.request.max_new_tokens} tokens, so nobody "
+                "knows how long and how good they would have become; raise --max-new-tokens."
             )
         if seeds == 1:
             lines.append(
