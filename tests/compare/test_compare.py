@@ -166,6 +166,8 @@ def test_thumbs_without_a_judge_and_a_budget_of_time(world: tuple[Path, WorldFil
         ("dpo", ("--budget", "forever"), "--budget forever: expected a unit and an amount"),
         ("dpo", ("--reward", "nowhere.py:fn"), "there is no file 'nowhere.py'"),
         ("dpo", ("--general", "nowhere.txt"), "nowhere.txt"),
+        ("dpo", ("--max-length", "500"), "--max-length 500 is more than the 64 positions"),
+        ("dpo", ("--max-new-tokens", "64"), "--max-new-tokens 64 leaves no room for a prompt in the 64 positions"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(

@@ -139,7 +139,12 @@ def _from_method(method: str, request: Request, beginning: Beginning) -> Entry:
 
 def longest_row(request: Request, model: str) -> int:
     """Tokens of a row at most."""
-    return request.max_length or min(MOST_TOKENS, positions_of(model) or MOST_TOKENS)
+    positions = positions_of(model) or ENDLESS
+    if request.max_length is not None and request.max_length > positions:
+        raise InputError(
+            f"--max-length {request.max_length} is more than the {positions} positions of {model}; lower it"
+        )
+    return request.max_length or min(MOST_TOKENS, positions)
 
 
 def room_for_prompts(request: Request, model: str) -> int:

@@ -30,11 +30,11 @@ class Figure:
     def number(self, value: float) -> str:
         """A value as a person reads it, in per cent where it is a share.
 
-        >>> ACCURACY.number(0.625), LOSS.number(-0.1234)
-        ('62.5', '−0.123')
+        >>> ACCURACY.number(0.625), LOSS.number(-0.1234), LOSS.number(-1e-9)
+        ('62.5', '−0.123', '0.000')
         """
         shown = f"{100 * value:.1f}" if self.percent else f"{value:.{self.digits}f}"
-        return shown.replace("-", "−")
+        return shown.replace("-", "−" if float(shown) else "")
 
     def shown(self, value: float) -> str:
         """The same with its sign of per cent."""

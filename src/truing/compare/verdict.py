@@ -22,6 +22,8 @@ from truing.core.text import harmless
 MARK = "*"
 """Stands behind the best and behind what is not separated from it."""
 
+FEW = 30
+"""Clusters below which the percentile interval of a mean falls clearly short of what it says."""
 MANY = 0.2
 """Share of completions cut short from which on it is said."""
 
@@ -85,10 +87,16 @@ class Verdict:
             f"In brackets 95 % intervals over {over}. {MARK} marks the best of a figure and what its paired difference "
             "does not separate from it: among those nothing is ranked.",
         ]
-        partial = [entry.name for entry in self.contest.entries if entry.by_rollouts]
-        if partial and self.contest.request.reward is not None and self.standing(WINS.key) is not None:
+        fewest = min((one.clusters for one in self.standings), default=0)
+        if fewest < FEW:
             lines.append(
-                f"The judge is also what {_listed(partial)} was trained to please: its win-rate says how well it does "
+                f"Some figures rest on {fewest} prompts: below {FEW} such intervals are too narrow, so what is called "
+                "separated there may not be. Hold out more, or give more data."
+            )
+        pleasing = [entry.name for entry in self.contest.entries if entry.by_rollouts]
+        if pleasing and self.contest.request.reward is not None and self.standing(WINS.key) is not None:
+            lines.append(
+                f"The judge is also what {_listed(pleasing)} was trained to please: its win-rate says how well it does "
                 "that, not that its completions are better."
             )
         share = self._cut()
