@@ -86,7 +86,7 @@ def hold(request: Request, threads: int) -> Contest:
     request.check()
     beginning, entries = entries_of(request)
     stock = stock_of(entries, request)
-    _check_judge(request, stock)
+    _check_measuring(request, beginning, stock)
     arguments = _arguments(request, beginning, stock)
     folder, lock = take(request.output, arguments)
     try:
@@ -104,7 +104,9 @@ def hold(request: Request, threads: int) -> Contest:
     return Contest(request, folder, beginning, entries, budget, courses, exam, groups, arguments, data)
 
 
-def _check_judge(request: Request, stock: Stock) -> None:
+def _check_measuring(request: Request, beginning: Beginning, stock: Stock) -> None:
+    """Find what is wrong with general text, the room for completions, and the judge."""
+    room_for_prompts(request, beginning.model)
     check_text(ForgettingSettings(path=request.general, limit=GENERAL_LIMIT, max_length=GENERAL_LENGTH))
     if request.reward is None:
         return
@@ -147,7 +149,6 @@ def _exam(
         files[kind] = str(chosen.write(folder.held_out_rows / f"{kind}s.jsonl")) if chosen.examples else None
         groups[kind] = groups_of(chosen, stock.split)
     lengths = [entry.recipe.stages[-1].data.max_length for entry in entries if not entry.by_rollouts]
-    room_for_prompts(request, beginning.model)
     exam = Exam(
         start=beginning.result,
         template=beginning.template,

@@ -99,11 +99,18 @@ def _beginning(request: Request) -> Beginning:
             f"--start {request.start} is an adapter, and --adapter none trains all weights; merge it first "
             f"(truing merge {request.start}) and give the merged folder as --model"
         )
-    if request.template is not None:
-        return Beginning(_absolute(model), adapter, request.template)
+    template = request.template or _template_of_run(request.start)
+    if template is not None:
+        return Beginning(_absolute(model), adapter, template)
     own = load_tokenizer(adapter or model).chat_template
     note = "" if own else "the tokenizer has no chat template, so conversations are put into the plain one"
     return Beginning(_absolute(model), adapter, None if own else "plain", note)
+
+
+def _template_of_run(start: str | None) -> str | None:
+    """The template that a run's last stage named: what begins with its result goes on in the same words."""
+    recipe = None if start is None else Path(start) / "recipe.yaml"
+    return load_recipe(recipe).stages[-1].template if recipe is not None and recipe.is_file() else None
 
 
 def _absolute(model: str) -> str:
