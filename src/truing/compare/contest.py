@@ -105,15 +105,15 @@ def hold(request: Request, threads: int) -> Contest:
 
 
 def _check_measuring(request: Request, beginning: Beginning, stock: Stock) -> None:
-    """Find what is wrong with general text, the room for completions, and the judge."""
-    room_for_prompts(request, beginning.model)
+    """Find what is wrong with general text, the judge, and the room for completions."""
     check_text(ForgettingSettings(path=request.general, limit=GENERAL_LIMIT, max_length=GENERAL_LENGTH))
-    if request.reward is None:
-        return
     prompts = [prompt for pile in stock.piles for prompt in list(pile.prompts.values())[:2]]
-    if not prompts:
-        raise InputError("--reward judges completions of prompts, and none of the files has a prompt; leave it out")
-    check_reward(RewardSettings(use=request.reward), request.reward_timeout, prompts, keys=KEYS)
+    if request.reward is not None:
+        if not prompts:
+            raise InputError("--reward judges completions of prompts, and none of the files has a prompt; leave it out")
+        check_reward(RewardSettings(use=request.reward), request.reward_timeout, prompts, keys=KEYS)
+    if prompts:
+        room_for_prompts(request, beginning.model)
 
 
 def _arguments(request: Request, beginning: Beginning, stock: Stock) -> dict[str, Any]:
