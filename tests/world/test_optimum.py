@@ -114,15 +114,18 @@ def test_best_of_n_is_what_all_draws_together_give(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_best_of_n_by_a_proxy_takes_what_the_proxy_likes(count: int) -> None:
     scores, rewards, masses = np.array([2.0, -1.0, 2.0, 0.5]), np.array([0.1, 0.9, 0.5, 0.3]), RNG.dirichlet(np.ones(4))
+    answered = 0.9
     chosen = np.zeros(4)
     for draws in itertools.product(range(4), repeat=count):
         best = [d for d in draws if scores[d] == max(scores[d] for d in draws)]
         for draw in best:
             chosen[draw] += np.prod(masses[list(draws)]) / len(best)
-    found = best_of_by(scores, rewards, np.log(masses), count)
+    found = best_of_by(scores, rewards, np.log(answered * masses), count)
     assert found.proxy == pytest.approx(float(chosen @ scores))
-    assert found.reward == pytest.approx(float(chosen @ rewards))
-    assert found.kl == pytest.approx(kl(chosen, masses), abs=1e-12)
+    # One sample in ten is no answer, worth nothing, and is taken as often as it is drawn.
+    assert found.reward == pytest.approx(answered * float(chosen @ rewards))
+    whole = [np.append(answered * each, 1 - answered) for each in (chosen, masses)]
+    assert found.kl == pytest.approx(kl(*whole), abs=1e-12)
 
 
 @pytest.mark.parametrize("prompt", [p.text for p in SMALL.prompts[:3]])

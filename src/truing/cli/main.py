@@ -44,6 +44,20 @@ def tour(output: Path, seeds: int, quick: bool) -> None:
 
 
 @cli.command()
+@click.argument("file", type=FOLDER)
+@click.option("--output", type=FOLDER, help="Where runs are kept (runs/studies/NAME by default).")
+@click.option("--results", type=FOLDER, help="Where table and figures go (`results` beside FILE by default).")
+def study(file: Path, output: Path | None, results: Path | None) -> None:
+    """Run the study that FILE describes on the tour's world, and write its table and figures.
+
+    What was finished before is kept, so that a study can be stopped and run again.
+    """
+    from truing.lab.study import run_study
+
+    run_study(file, output or Path("runs/studies") / file.stem, results or file.parent / "results")
+
+
+@cli.command()
 @click.argument("recipe", type=FOLDER)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."

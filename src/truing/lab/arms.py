@@ -28,7 +28,7 @@ class Arm:
     stage: Mapping[str, Any]
     """Keys of a recipe's stage: objective, optim, batch, adapter, rollout."""
     data: str
-    """A data file of the world, by its name in `WorldFiles`, or `split_pairs`."""
+    """A data file of the world, by its name in `truing.world.records.ROWS`."""
     start: str = REFERENCE
     """The arm whose result is trained on."""
     reward: str | None = None

@@ -27,6 +27,8 @@ ANSWER_TOKENS = 16
 WORK = "truing.lab.work"
 
 OUTCOME = "outcome.json"
+SHARED = ("test_pairs", "general")
+"""Data files that arms are measured on."""
 
 SHOWN_PROMPTS = tuple(prompt.text for prompt in REVIEWS.held_out[:3])
 """Prompts whose answers are shown: one of each verdict."""
@@ -110,9 +112,10 @@ def _write_data(experiment: Experiment, laboratory: Laboratory) -> None:
             target = _data_file(laboratory, arm, seed, arm.data)
             if not target.is_file():
                 write_file(target.parent, arm.data, _world(experiment, arm, seed))
-        held_out = laboratory.seed(seed) / "data"
-        if not (held_out / "test_pairs.jsonl").is_file():
-            write_file(held_out, "test_pairs", experiment.world.model_copy(update={"seed": seed}))
+        shared = laboratory.seed(seed) / "data"
+        for name in SHARED:
+            if not (shared / f"{name}.jsonl").is_file():
+                write_file(shared, name, experiment.world.model_copy(update={"seed": seed}))
 
 
 def _world(experiment: Experiment, arm: Arm, seed: int) -> WorldSettings:
@@ -200,6 +203,9 @@ def _recipe(experiment: Experiment, laboratory: Laboratory, arm: Arm, seed: int)
         adapter = {**adapter, "start": str(start)}
     recipe = {"model": str(base), "adapter": adapter, **_quiet(), **arm.stage, "data": data, "seed": seed}
     recipe["adapter"] = adapter
+    if "forgetting" in arm.stage:
+        general = laboratory.seed(seed) / "data" / "general.jsonl"
+        recipe["forgetting"] = {"path": str(general), **arm.stage["forgetting"]}
     if arm.reward is not None:
         pays = f"{Path(truth.__file__)}:true_rewards" if arm.reward == TRUTH else str(laboratory.run(arm.reward, seed))
         asked = {"max_new_tokens": ANSWER_TOKENS, **arm.stage.get("rollout", {}), "rewards": [pays]}

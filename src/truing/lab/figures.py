@@ -25,7 +25,7 @@ def rewards_figure(rows: Sequence[Row], basis: str) -> Figure:
     """True reward of every arm with its interval, one below the other."""
     made, (axes,) = figure(6.4, 0.7 + 0.27 * len(rows))
     made.subplots_adjust(left=0.27)
-    label(axes, "True reward", f"expected true reward, 0 to 1, with 95 % intervals {basis}", "")
+    label(axes, "True reward", f"expected true reward; 95 % intervals {basis}", "")
     for place, row in enumerate(reversed(rows)):
         half = 0.0 if math.isinf(row.reward.half) else row.reward.half
         axes.errorbar(

@@ -88,7 +88,7 @@ class Summary:
         """What the intervals are over."""
         if self.seeds > 1:
             return f"over {self.seeds} seeds"
-        return f"over {self.prompts} prompts, one seed"
+        return f"over {self.prompts} prompts of one seed"
 
 
 def difference(first: Row, second: Row) -> Interval:

@@ -26,7 +26,7 @@ def tour_experiment(seeds: tuple[int, ...], *, quick: bool) -> Experiment:
         return round(count * share)
 
     return Experiment(
-        arms=_arms(steps(120), steps(60), quick=quick),
+        arms=_arms(steps(120), steps(120)),
         base={**BASE_STAGE, "optim": {**BASE_STAGE["optim"], "max_steps": steps(300)}},
         world=WorldSettings(corpus=20_000 if not quick else 10_000),
         seeds=seeds,
@@ -35,11 +35,11 @@ def tour_experiment(seeds: tuple[int, ...], *, quick: bool) -> Experiment:
     )
 
 
-def _arms(offline: int, online: int, *, quick: bool) -> tuple[Arm, ...]:
+def _arms(offline: int, online: int) -> tuple[Arm, ...]:
     def pairs(name: str, why: str, objective: Mapping[str, Any], data: str = "pairs", lora: bool = True) -> Arm:
         stage = {
             "objective": dict(objective),
-            "optim": {"lr": 5e-4 if lora else 1.5e-4, "max_steps": offline},
+            "optim": {"lr": 5e-4 if lora else 2e-4, "max_steps": offline},
             "batch": {"examples": 32},
             "adapter": LORA if lora else "none",
         }
@@ -48,8 +48,8 @@ def _arms(offline: int, online: int, *, quick: bool) -> tuple[Arm, ...]:
     def ppo(name: str, why: str, kl_coef: float) -> Arm:
         stage = {
             "objective": {"use": "ppo", "kl_coef": kl_coef},
-            "optim": {"lr": 1.5e-3, "max_steps": online * 2, "schedule": "constant"},
-            "batch": {"examples": 48},
+            "optim": {"lr": 1e-3, "max_steps": online},
+            "batch": {"examples": 32},
             "rollout": {"value_lr": 5e-3},
             "adapter": LORA,
         }
@@ -66,14 +66,14 @@ def _arms(offline: int, online: int, *, quick: bool) -> tuple[Arm, ...]:
 
     reward = {
         "objective": {"use": "reward"},
-        "optim": {"lr": 3e-3, "max_steps": offline * 2},
-        "batch": {"examples": 4},
+        "optim": {"lr": 2e-3, "max_steps": offline},
+        "batch": {"examples": 1},  # all comparisons of a prompt, about 55
         "adapter": LORA,
     }
     return (
         sft(REFERENCE, "learns to imitate demonstrations; everything below starts from it", lora=False),
         Arm(REWARD, reward, "pairs", why="learns to say which of two answers readers prefer"),
-        ppo(PPO, "RLHF: samples, is paid by the reward model, and is held to the start by a KL term", 0.1),
+        ppo(PPO, "RLHF: samples, is paid by the reward model, and is held to the start by a KL term", 0.3),
         ppo(PPO_FREE, "the same without the KL term: it may go where the reward model errs", 0.0),
         pairs("dpo", "learns from the comparisons directly", {"use": "dpo", "beta": 0.5}),
         pairs("kto", "learns from thumbs up and down", {"use": "kto", "beta": 0.5}, data="judgements"),

@@ -70,7 +70,7 @@ def _measured(experiment: Experiment, summary: Summary) -> tuple[Markup, ...]:
             "same KL divergence has more. Rows are those read, with repetition; for ppo the prompts that it answered, "
             "and its reward model read comparisons before. Memory is the peak of the run's own process, about 300 MB "
             "of it libraries. Best of 16 takes what the reward model likes best of 16 samples of sft; it is computed, "
-            "not sampled."
+            "not sampled, and what it costs is that reward model's training, then 16 samples for every answer."
         ),
         figure(svg),
     )

@@ -120,11 +120,14 @@ class ProxyPoint:
 def best_of_by(scores: Doubles, rewards: Doubles, logprobs: Doubles, count: int) -> ProxyPoint:
     """The policy that takes the sample with the highest score of `count` of one prompt's answers, [A] each.
 
-    Exact: an answer is taken when all samples score no higher and not all score lower; equals are taken at random.
+    An answer is taken when all samples score no higher and not all score lower; equals are taken at random. What is
+    no answer of the language has no score here: it counts as worth 0 and as scored like the answers, so that it is
+    taken as often as it is sampled. The proxy is that of answers.
     """
     order = np.argsort(scores, kind="stable")
     scores, rewards, masses = scores[order], rewards[order], np.exp(logprobs[order])
-    masses = masses / masses.sum()
+    answered = float(masses.sum())
+    masses = masses / answered
     ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     up_to = np.minimum(np.cumsum(masses)[ends], 1.0)
     taken = np.diff(up_to**count, prepend=0.0)  # of each level of the score
@@ -134,4 +137,4 @@ def best_of_by(scores: Doubles, rewards: Doubles, logprobs: Doubles, count: int)
     chosen = masses * factor
     seen = chosen > 0
     kl = float(chosen[seen] @ np.log(factor[seen]))
-    return ProxyPoint(float(chosen @ scores), float(chosen @ rewards), max(0.0, kl))
+    return ProxyPoint(float(chosen @ scores), answered * float(chosen @ rewards), answered * max(0.0, kl))

@@ -20,6 +20,9 @@ from truing.world.writers import STREET, panel, prefers_first, write
 
 Row = dict[str, Any]
 
+UNSEEN, GENERAL = 1_000_000, 400
+"""Added to the seed of text that is kept from the corpus, and how many rows of it there are."""
+
 
 class WorldSettings(Settings):
     """How much data is written, how good it is, and how reliable its labels are."""
@@ -47,7 +50,7 @@ class WorldSettings(Settings):
     desirable: float | None = Field(default=None, gt=0, lt=1)
     """Share of the judgements that call a review good; by default as it comes."""
     missing_desirable: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the good halves that is missing where pairs are split into judgements."""
+    """Share of the good halves of pairs that is missing: a whole pair is then lost, half of a split one."""
     length_bias: float = 0.0
     """Reward that the reader sees in each word and mark, though the true reward does not."""
     flattery: float = 0.0
@@ -81,7 +84,7 @@ def write_world(folder: Path, settings: WorldSettings, world: World = REVIEWS) -
 
 
 def write_file(folder: Path, name: str, settings: WorldSettings, world: World = REVIEWS) -> Path:
-    """Write one of the data files, by its name in `WorldFiles`, or `split_pairs`; return its path."""
+    """Write one of the data files, by its name in `ROWS`; return its path."""
     target = folder / f"{name}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,16 +139,22 @@ def judgement_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[
         yield {"prompt": prompt.text, "completion": _completion(review), "label": label, "rating": rating}
 
 
-def split_pair_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
-    """Write the pairs as judgements: the chosen answer good, the rejected one not.
+def whole_pair_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write the pairs that are left where some good answers are missing."""
+    yield from (row for row, praised in _with_praise(settings, world) if praised)
 
-    Some of the good ones may be missing, as where people complain and do not praise.
-    """
-    rng = _stream(settings, "split pairs")
-    for row in pair_rows(settings, world):
-        if rng.random() >= settings.missing_desirable:
+
+def split_pair_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write the pairs as judgements, the chosen answer good and the rejected one not, where it is not missing."""
+    for row, praised in _with_praise(settings, world):
+        if praised:
             yield {"prompt": row["prompt"], "completion": row["chosen"], "label": True}
         yield {"prompt": row["prompt"], "completion": row["rejected"], "label": False}
+
+
+def general_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
+    """Write running text of the corpus's kind that is not in it."""
+    yield from corpus_rows(settings.model_copy(update={"seed": settings.seed + UNSEEN, "corpus": GENERAL}), world)
 
 
 def training_prompt_rows(settings: WorldSettings, world: World = REVIEWS) -> Iterator[Row]:
@@ -170,6 +179,12 @@ def _pairs(prompts: Iterable[Prompt], settings: WorldSettings, world: World, rng
         if not prefers_first(gap, settings.temperature, settings.flip_rate, rng):
             first, second = second, first
         yield {"prompt": prompt.text, "chosen": _completion(first), "rejected": _completion(second)}
+
+
+def _with_praise(settings: WorldSettings, world: World) -> Iterator[tuple[Row, bool]]:
+    """Pairs, and whether the good half is there: as where people complain and do not praise."""
+    rng = _stream(settings, "praise")
+    yield from ((row, rng.random() >= settings.missing_desirable) for row in pair_rows(settings, world))
 
 
 def _seen_reward(prompt: Prompt, review: Review, settings: WorldSettings, world: World) -> float:
@@ -208,6 +223,8 @@ ROWS: Mapping[str, Callable[[WorldSettings, World], Iterator[Row]]] = {
     "test_pairs": held_out_pair_rows,
     "training_prompts": training_prompt_rows,
     "prompts": prompt_rows,
+    "whole_pairs": whole_pair_rows,
     "split_pairs": split_pair_rows,
+    "general": general_rows,
 }
 """What each data file holds."""
