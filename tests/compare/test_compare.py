@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WorldFiles]:
     write_base_model(folder / "model")
     (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
     rows = [json.loads(line) for line in files.pairs.read_text(encoding="utf-8").splitlines()]
-    rows += [{**row, "prompt": f"{row['prompt']} {HOSTILE}"} for row in rows[:40]]
+    rows = [{**row, "prompt": f"{row['prompt']} {HOSTILE}"} for row in rows]
     (folder / "hostile.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder / "model", files
 
@@ -126,7 +126,7 @@ def test_the_page_escapes_what_strangers_wrote(compared: Compared) -> None:
     page = (compared[1] / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "\x1b" not in page
-    assert "&lt;script&gt;alert(1)" in (page if "alert" in page else "&lt;script&gt;alert(1)")
+    assert "&lt;script&gt;alert(1)" in page
     assert page.count("<svg") > 8
 
 
