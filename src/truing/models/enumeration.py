@@ -25,6 +25,8 @@ Doubles = NDArray[np.float64]
 
 TREE_NODES = 64
 """Nodes of a tree that rows grow at once: with more, time goes into ancestors; with fewer, into calls."""
+SCORED_NODES = 96
+"""The same where end tokens are nodes too."""
 PASS_TOKENS = 8192
 """Rows times nodes of a pass: what it computes should stay in a CPU's cache."""
 
@@ -98,12 +100,12 @@ def answer_scores(model: LanguageModel, prompts: Sequence[Sequence[int]], langua
 
 
 class _Bush:
-    """The tree below a place, cut off where it would grow too large; parents come before children.
+    """The tree below a place, cut off where it would have more than `limit` nodes; parents come before children.
 
     What is farthest from the end grows first, so that the tree is cut where many of its nodes stand at one place.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, limit: int) -> None:
         self.tokens: list[int] = []
         self.places: list[Place] = []
         self.paths: list[list[int]] = []  # from the place to each node, itself included
@@ -114,7 +116,7 @@ class _Bush:
         while growing:
             height = max(twig.place.height for twig in growing)
             now = [twig for twig in growing if twig.place.height == height]
-            if height == 0 or len(self.tokens) + sum(len(twig.place.branches) for twig in now) > TREE_NODES:
+            if height == 0 or len(self.tokens) + sum(len(twig.place.branches) for twig in now) > limit:
                 break
             growing = [twig for twig in growing if twig.place.height < height]
             growing += [new for twig in now for new in self._grow(twig)]
@@ -170,10 +172,10 @@ class _Rows:
 class _Walk(ABC):
     """Walks a whole language behind a batch of prompts; what is read on the way is the business of its kinds."""
 
-    def __init__(self, model: LanguageModel, language: Place) -> None:
+    def __init__(self, model: LanguageModel, language: Place, limit: int) -> None:
         if model.sharing != "tree":
             raise ModelError("answers can be enumerated only with a model that runs under tree attention")
-        self.model, self.language, self.device = model, language, model.device
+        self.model, self.language, self.limit, self.device = model, language, limit, model.device
         self._bushes: dict[int, _Bush] = {}
 
     def run(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -209,14 +211,17 @@ class _Walk(ABC):
 
     def _follow(self, rows: _Rows, kept: Kept, place: Place) -> None:
         if not place.branches or not len(rows):
-            return
+            return None
         if id(place) not in self._bushes:
-            self._bushes[id(place)] = _Bush(place)
+            self._bushes[id(place)] = _Bush(place, self.limit)
         bush = self._bushes[id(place)]
         size = max(1, PASS_TOKENS // len(bush.tokens))
+        if len(rows) <= size:
+            return self._grow(rows, kept, bush)
         for first in range(0, len(rows), size):
             part = torch.arange(first, min(first + size, len(rows)), device=self.device)
             self._grow(rows.some(part), kept.some(part), bush)
+        return None
 
     def _grow(self, rows: _Rows, kept: Kept, bush: _Bush) -> None:
         growth = Growth(bush.paths, kept)
@@ -245,7 +250,7 @@ class _PolicyWalk(_Walk):
     """Reads the probability of every answer, and of every departure."""
 
     def __init__(self, model: LanguageModel, prompts: int, language: Place, end_token: int, least: float) -> None:
-        super().__init__(model, language)
+        super().__init__(model, language, TREE_NODES)
         self.end_token = end_token
         self.least = math.log(least) if least > 0 else -math.inf
         self.answers = torch.full((prompts, language.answers), -torch.inf, dtype=torch.float64)
@@ -317,7 +322,7 @@ class _ScoreWalk(_Walk):
     """Reads a reward model's score of every answer, whose end token is a part of the language here."""
 
     def __init__(self, model: LanguageModel, prompts: int, language: Place) -> None:
-        super().__init__(model, language)
+        super().__init__(model, language, SCORED_NODES)
         self.scores = torch.zeros(prompts, language.answers, dtype=torch.float64)
 
     def start(self, prompts: Tensor, hidden: Tensor) -> _Rows:

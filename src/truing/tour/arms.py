@@ -31,7 +31,7 @@ def tour_experiment(seeds: tuple[int, ...], *, quick: bool) -> Experiment:
         world=WorldSettings(corpus=20_000 if not quick else 10_000),
         seeds=seeds,
         prompts=3 if quick else 6,
-        looks=1 if quick else 2,
+        looks=1,
     )
 
 

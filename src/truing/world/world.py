@@ -187,6 +187,11 @@ class World:
         """How many answers a prompt has."""
         return self.tree(prompt).count
 
+    @cached_property
+    def answer_lengths(self) -> tuple[int, ...]:
+        """Words and marks of all answers, in their order."""
+        return tuple(_lengths(self._tree, {}))
+
     def is_grammatical(self, prompt: str, answer: str) -> bool:
         """Whether `answer` is a whole answer of the grammar; one that was cut off is not."""
         node = self.tree(prompt).after(split_words(answer))
@@ -225,6 +230,14 @@ class World:
         first = grow([(clause.words, joiner) for clause in self.clauses])
         lower = grow([(("the",), first)])
         return grow([(("The",), first), *((words, lower) for words in self.openings)])
+
+
+def _lengths(node: Node, known: dict[int, list[int]]) -> list[int]:
+    """Lengths of what continues from a node, each shared node worked out once."""
+    if id(node) not in known:
+        below = [1 + length for child in node.branches.values() for length in _lengths(child, known)]
+        known[id(node)] = [0, *below] if node.ends else below
+    return known[id(node)]
 
 
 def _words_below(root: Node) -> set[str]:
