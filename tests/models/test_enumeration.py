@@ -96,6 +96,30 @@ def test_prompts_do_not_see_each_other() -> None:
         np.testing.assert_allclose(together.answers[row], alone.answers[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_nothing_and_are_given_back(threads: int) -> None:
+    model = LanguageModel(make("llama"))
+    alone = answer_probabilities(model, PROMPTS, language(), END)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = answer_probabilities(model, PROMPTS, language(), END)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(found.answers, alone.answers, atol=1e-6)
+    np.testing.assert_allclose(found.departures, alone.departures, atol=1e-6)
+
+
+def test_dropout_is_off_meanwhile_and_on_again_after() -> None:
+    model = LanguageModel(make("opt"))
+    evaluated = answer_probabilities(model, PROMPTS, language(), END)
+    model.module.train()
+    found = answer_probabilities(model, PROMPTS, language(), END)
+    np.testing.assert_array_equal(found.answers, evaluated.answers)
+    assert model.module.training
+
+
 def test_what_is_not_followed_is_unexplored_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enumeration, "TREE_NODES", 4)
     model = LanguageModel(make("llama"))

@@ -13,7 +13,7 @@ from truing.world.records import WorldSettings
 BASE, REFERENCE = "base", "sft"
 """The model before everything, and the arm that KL divergence is measured from."""
 
-PROMPTS = 6
+PROMPTS = 4
 """Held-out prompts whose answers are all gone through."""
 
 TRUTH = "truth"

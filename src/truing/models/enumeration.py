@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from truing.models.growth import Growth, Kept
 from truing.models.language_model import LanguageModel, evaluating
 
 Doubles = NDArray[np.float64]
+R = TypeVar("R")
 
 TREE_NODES = 64
 """Nodes of a tree that rows grow at once: with more, time goes into ancestors; with fewer, into calls."""
@@ -78,7 +81,6 @@ class Probabilities:
     """Probability of what lies behind prefixes that were too improbable to be followed: [P]."""
 
 
-@torch.no_grad()
 def answer_probabilities(
     model: LanguageModel, prompts: Sequence[Sequence[int]], language: Place, end_token: int, *, least: float = 0.0
 ) -> Probabilities:
@@ -86,17 +88,54 @@ def answer_probabilities(
 
     Prefixes less probable than `least` are not followed. Answers, departures and what is unexplored sum to 1.
     """
-    walk = _PolicyWalk(model, len(prompts), language, end_token, least)
-    walk.run(prompts)
-    return Probabilities(walk.answers.numpy(), walk.departures.numpy(), walk.unexplored.numpy())
+
+    def walk(some: Sequence[Sequence[int]]) -> tuple[Doubles, Doubles, Doubles]:
+        found = _PolicyWalk(model, len(some), language, end_token, least)
+        found.run(some)
+        return found.answers.numpy(), found.departures.numpy(), found.unexplored.numpy()
+
+    return Probabilities(*(np.concatenate(parts) for parts in zip(*_side_by_side(model, prompts, walk), strict=True)))
 
 
-@torch.no_grad()
 def answer_scores(model: LanguageModel, prompts: Sequence[Sequence[int]], language: Place, end_token: int) -> Doubles:
     """Compute what a reward model says of every answer to each prompt, read at its end token: [P, A]."""
-    walk = _ScoreWalk(model, len(prompts), language.with_end_token(end_token))
-    walk.run(prompts)
-    return walk.scores.numpy()
+    written = language.with_end_token(end_token)
+
+    def walk(some: Sequence[Sequence[int]]) -> Doubles:
+        found = _ScoreWalk(model, len(some), written)
+        found.run(some)
+        return found.scores.numpy()
+
+    return np.concatenate(_side_by_side(model, prompts, walk))
+
+
+def _side_by_side(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], walk: Callable[[Sequence[Sequence[int]]], R]
+) -> list[R]:
+    """Walk for some of the prompts in each of torch's threads.
+
+    Products this small gain nothing from several threads; prompts side by side take 0.6 of the time on two cores.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise InputError("a prompt to enumerate answers to is empty; give it at least one token")
+    threads = torch.get_num_threads()
+    parts = min(threads, len(prompts)) if model.device.type == "cpu" else 1
+    bounds = [len(prompts) * part // parts for part in range(parts + 1)]
+
+    def one(part: int) -> R:
+        if parts > 1:
+            torch.set_num_threads(1)  # of this thread
+        with torch.no_grad():
+            return walk(prompts[bounds[part] : bounds[part + 1]])
+
+    with evaluating(model.module):
+        if parts == 1:
+            return [one(0)]
+        try:
+            with ThreadPoolExecutor(parts) as pool:
+                return list(pool.map(one, range(parts)))
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _Bush:
@@ -180,18 +219,15 @@ class _Walk(ABC):
 
     def run(self, prompts: Sequence[Sequence[int]]) -> None:
         """Run the prompts, those of one length together, and everything that may follow them."""
-        if any(len(prompt) == 0 for prompt in prompts):
-            raise InputError("a prompt to enumerate answers to is empty; give it at least one token")
         by_length: dict[int, list[int]] = {}
         for number, prompt in enumerate(prompts):
             by_length.setdefault(len(prompt), []).append(number)
-        with evaluating(self.model.module):
-            for length, numbers in by_length.items():
-                chain = list(range(length))
-                growth = Growth([chain[: n + 1] for n in chain], Kept.nothing(len(numbers), self.device))
-                hidden = self.model.grow(self._ids([list(prompts[number]) for number in numbers]), growth)
-                rows = self.start(self._ids(numbers), hidden[:, -1])
-                self._follow(rows, growth.keep(torch.arange(len(numbers)), [chain] * len(numbers)), self.language)
+        for length, numbers in by_length.items():
+            chain = list(range(length))
+            growth = Growth([chain[: n + 1] for n in chain], Kept.nothing(len(numbers), self.device))
+            hidden = self.model.grow(self._ids([list(prompts[number]) for number in numbers]), growth)
+            rows = self.start(self._ids(numbers), hidden[:, -1])
+            self._follow(rows, growth.keep(torch.arange(len(numbers)), [chain] * len(numbers)), self.language)
 
     @abstractmethod
     def start(self, prompts: Tensor, hidden: Tensor) -> _Rows:

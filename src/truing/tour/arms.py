@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truing.lab.arms import BASE, REFERENCE, Arm, Experiment
+from truing.lab.arms import BASE, PROMPTS, REFERENCE, Arm, Experiment
 from truing.world.records import WorldSettings
 
 REWARD, PPO, PPO_FREE, LORA_SFT = "reward", "ppo", "ppo, kl_coef 0", "sft, LoRA"
@@ -30,7 +30,7 @@ def tour_experiment(seeds: tuple[int, ...], *, quick: bool) -> Experiment:
         base={**BASE_STAGE, "optim": {**BASE_STAGE["optim"], "max_steps": steps(300)}},
         world=WorldSettings(corpus=20_000 if not quick else 10_000),
         seeds=seeds,
-        prompts=3 if quick else 6,
+        prompts=3 if quick else PROMPTS,
         looks=1,
     )
 
