@@ -42,8 +42,8 @@ def frontier_figure(summary: Summary, outcomes: Sequence[Outcome], proxy_name: s
     made, (axes,) = figure(6.4, 4.2)
     label(axes, "Reward against distance from the start", "KL(policy ‖ sft), nats a prompt", "expected true reward")
     arms = {name: found for name, found in by_arm(outcomes).items() if name not in (BASE, REFERENCE)}
-    farthest = max((point[0] for found in arms.values() for point in path_of(found, summary)), default=1.0)
-    draw_frontier(axes, summary.frontier, 1.25 * farthest)
+    farthest = 1.1 * max((row.kl for row in summary.rows if row.arm != BASE), default=1.0)
+    draw_frontier(axes, summary.frontier, farthest)
     names = ["the exact optimum"]
     for place, (name, found) in enumerate((n, f) for n, f in arms.items() if f[0].reward):
         points = path_of(found, summary)
@@ -58,7 +58,7 @@ def frontier_figure(summary: Summary, outcomes: Sequence[Outcome], proxy_name: s
         style["markevery"] = 1
         axes.plot([x for x, _ in points], [y for _, y in points], **style)
         names.append(proxy_name)
-    axes.set_xlim(0, 1.25 * farthest)
+    axes.set_xlim(0, farthest)
     legend(axes, names)
     return made
 

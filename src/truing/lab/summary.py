@@ -71,7 +71,7 @@ class Summary:
 
     rows: tuple[Row, ...]
     frontier: Frontier
-    """Of the first seed's reference."""
+    """Over all prompts of all seeds' references."""
     seeds: int
     prompts: int
 
@@ -117,7 +117,8 @@ def summarise(experiment: Experiment, outcomes: Sequence[Outcome], best_of: int 
             rows.append(_row(name, found, optimal, reference))
         else:
             rows.append(_best_of_row(f"best of {best_of}", found, best_of, optimal, reference))
-    return Summary(tuple(rows), optimal[experiment.seeds[0]], len(experiment.seeds), experiment.prompts)
+    whole = Frontier([levels for frontier in optimal.values() for levels in frontier.prompts])
+    return Summary(tuple(rows), whole, len(experiment.seeds), experiment.prompts)
 
 
 def _row(name: str, found: Sequence[Outcome], optimal: dict[int, Frontier], reference: Sequence[float]) -> Row:
