@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import made
-from truing.core.errors import RunError
+from truing.core.errors import InputError, RunError
 from truing.evaluate.board import LineBoard
 from truing.lab.arms import BASE, REFERENCE, Experiment
 from truing.lab.experiment import run_experiment
@@ -53,13 +53,13 @@ def test_every_arm_is_a_run_of_its_own_recipe_and_ends_in_a_measured_result(ran:
 def test_what_is_done_is_not_done_again_and_what_is_missing_is_made_with_the_same_numbers(ran: Path) -> None:
     experiment, told = small(), list[str]()
     before = run_experiment(experiment, ran, LineBoard(lambda name, done: name, lambda name: told.append(name) or ""))
-    assert told == []
+    assert not told
     outcome = ran / "seed-0" / "dpo.outcome.json"
     weights = ran / "seed-0" / "dpo" / "final" / "adapter_model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).digest()
     outcome.unlink()
     after = run_experiment(experiment, ran, LineBoard(lambda name, done: name, lambda name: told.append(name) or ""))
-    assert told == ["dpo"]
+    assert told == ["recipes", "dpo"]
     assert hashlib.sha256(weights.read_bytes()).digest() == digest
     for one, other in zip(before, after, strict=True):
         assert (one.arm, one.reward, one.kl, one.looks, one.answers) == (
@@ -69,6 +69,14 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is_made_with_the_sam
             other.looks,
             other.answers,
         )
+
+
+def test_a_wrong_value_in_any_arm_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    wrong = made.arm("cdpo", stage={"objective": {"use": "cdpo", "label_smoothing": 0}, "optim": {"max_steps": 1}})
+    experiment = Experiment((*small().arms, wrong), small().base, small().world, prompts=1)
+    with pytest.raises(InputError, match="label_smoothing"):
+        run_experiment(experiment, tmp_path, LineBoard(lambda name, done: name, lambda name: ""))
+    assert not (tmp_path / "base").exists()
 
 
 def test_the_reference_is_where_divergence_begins_and_looks_lead_to_the_end(ran: Path) -> None:

@@ -25,6 +25,8 @@ TOKENS = 32
 ANSWER_TOKENS = 16
 """More than the longest answer has."""
 WORK = "truing.lab.work"
+CHECKED = "recipes"
+"""The task that looks at all recipes."""
 
 OUTCOME = "outcome.json"
 SHARED = ("test_pairs", "general")
@@ -128,7 +130,9 @@ def _data_file(laboratory: Laboratory, arm: Arm, seed: int, name: str) -> Path:
 
 
 def _tasks(experiment: Experiment, laboratory: Laboratory) -> list[Task]:
-    tasks = []
+    """What is left to do; every recipe is checked before anything is trained."""
+    tasks: list[Task] = []
+    recipes: list[Path] = []
     if not (laboratory.run(BASE, 0) / "final").is_dir():
         tasks.append(_base_task(experiment, laboratory))
     several = len(experiment.seeds) > 1
@@ -143,12 +147,13 @@ def _tasks(experiment: Experiment, laboratory: Laboratory) -> list[Task]:
             job = _job(experiment, laboratory, arm, seed)
             needs = [named(name, seed) for name in (arm.start, arm.reward) if name not in (None, TRUTH, BASE)]
             needs += [named(REFERENCE, seed)] if arm.name != REFERENCE else []
-            tasks.append(Task(named(arm.name, seed), Call(WORK, "train_arm", (job,)), (BASE, *needs)))
+            recipes.append(job.recipe)
+            tasks.append(Task(named(arm.name, seed), Call(WORK, "train_arm", (job,)), (CHECKED, BASE, *needs)))
         if not laboratory.outcome(BASE, seed).is_file():
             job = _base_job(experiment, laboratory, seed)
             name = named(f"{BASE}, measured", seed)
-            tasks.append(Task(name, Call(WORK, "measure_base", (job,)), (BASE, named(REFERENCE, seed))))
-    return tasks
+            tasks.append(Task(name, Call(WORK, "measure_base", (job,)), (CHECKED, BASE, named(REFERENCE, seed))))
+    return [Task(CHECKED, Call(WORK, "check_recipes", (tuple(recipes),))), *tasks] if tasks else []
 
 
 def _base_task(experiment: Experiment, laboratory: Laboratory) -> Task:
@@ -163,7 +168,7 @@ def _base_task(experiment: Experiment, laboratory: Laboratory) -> Task:
     }
     _write_recipe(recipe, stage)
     where = (laboratory.folder / "blank", recipe, _fresh(laboratory.run(BASE, 0)))
-    return Task(BASE, Call(WORK, "train_base", where))
+    return Task(BASE, Call(WORK, "train_base", where), (CHECKED,))
 
 
 def _base_job(experiment: Experiment, laboratory: Laboratory, seed: int) -> Job:

@@ -16,6 +16,7 @@ from truing.evaluate.exact import Exact, Yardstick
 from truing.lab.arms import REFERENCE, BestOf, Job, Level, Look, Outcome
 from truing.models.language_model import LanguageModel
 from truing.models.loading import load_tokenizer
+from truing.objectives.registry import create
 from truing.recipe.load import load_recipe
 from truing.training.progress import Reporter
 from truing.world.base_model import write_base_model
@@ -29,6 +30,13 @@ SPIKE = 10.0
 YARDSTICK = "yardstick.npz"
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Samples of which the best is taken."""
+
+
+def check_recipes(recipes: Sequence[Path], reporter: Reporter) -> None:
+    """Find a wrong key or value in any of the recipes before the first of them is run."""
+    for recipe in recipes:
+        for stage in load_recipe(recipe).stages:
+            create(stage.objective)
 
 
 def train_base(blank: Path, recipe: Path, folder: Path, reporter: Reporter) -> None:

@@ -17,7 +17,7 @@ from truing.core.errors import RunError
 from truing.evaluate.board import LineBoard, LiveBoard, board
 from truing.evaluate.processes import Done
 from truing.lab.arms import BASE, Experiment, Outcome
-from truing.lab.experiment import run_experiment
+from truing.lab.experiment import CHECKED, run_experiment
 from truing.lab.figures import answers_of
 from truing.lab.summary import Summary, summarise
 from truing.tour.advice import conclusions, recommendation
@@ -61,7 +61,7 @@ def _announced(name: str, why: dict[str, str]) -> str:
 
 def _ended(name: str, done: Done) -> str:
     if not isinstance(done.value, Outcome):
-        return f"✓ {name}, {done.seconds:.0f} s"
+        return f"✓ {name}, {done.seconds:.0f} s" if name != CHECKED else "✓ all recipes are in order"
     outcome = done.value
     if not outcome.reward:
         agrees = outcome.figures["eval_accuracy"]
