@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 
 from truing.evaluate.processes import Done
 from truing.training.progress import Reporter, Silent
@@ -65,6 +65,11 @@ class LiveBoard:
     def __enter__(self) -> LiveBoard:
         self._progress.start()
         return self
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What runs now."""
+        return list(self._progress.tasks)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._progress.stop()
