@@ -130,7 +130,7 @@ def _outcome(
     rows = read_rows(job.run / "metrics.jsonl")
     last = rows[-1]
     norms = np.array([row["grad_norm"] for row in rows if row["grad_norm"] is not None])
-    before = [row for row in rows if "exact/reward" not in row][: max(1, len(rows) // 3)]
+    looked = next((place for place, row in enumerate(rows) if "exact/reward" in row), len(rows))
     told = {name: value for name, value in last.items() if isinstance(value, float) and not name.startswith("exact/")}
     return Outcome(
         arm=job.arm.name,
@@ -142,7 +142,7 @@ def _outcome(
         rows=int(last["rows"]),
         steps=int(last["step"]),
         seconds=float(sum(row["seconds"] for row in rows)),
-        bytes=int(before[-1]["memory_bytes"]),
+        bytes=int(rows[max(0, looked - 1)]["memory_bytes"]),  # looking takes memory that training does not
         parameters=int(json.loads((job.run / "plan.json").read_text(encoding="utf-8"))["trained_parameters"]),
         skipped=int(last["skipped_steps"]),
         spikes=int((norms > SPIKE * np.median(norms)).sum()),
