@@ -73,7 +73,7 @@ def test_results_are_a_table_figures_and_numbers(tmp_path: Path) -> None:
     experiment = made.experiment(scorer, *tagged)
     outcomes = [made.base(), made.reference(), made.scorer()]
     outcomes += [made.outcome(arm.name, (0.5, 0.6, 0.7)) for arm in tagged]
-    files = write_results(settings, experiment, outcomes, written(tmp_path), tmp_path, 90.0)
+    files = write_results(settings, experiment, outcomes, written(tmp_path), tmp_path)
     assert {file.name for file in files} == {"small.md", "small.svg", "small-2.svg", "small.json"}
     text = (tmp_path / "small.md").read_text(encoding="utf-8")
     assert "- It depends." in text
@@ -81,5 +81,5 @@ def test_results_are_a_table_figures_and_numbers(tmp_path: Path) -> None:
     assert "| dpo 0.1 | 0.600 ± 0.248 | +0.200 ± 0.248 |" in text  # over prompts: 4.303 · 0.1 / √3
     assert "| reward | best of n | " in text
     assert f"| {BASE} | " in text
-    again = write_results(settings, experiment, outcomes, written(tmp_path), tmp_path, 90.0)
+    again = write_results(settings, experiment, outcomes, written(tmp_path), tmp_path)
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]

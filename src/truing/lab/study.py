@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -29,11 +28,10 @@ def run_study(file: Path, output: Path, results: Path) -> list[Path]:
     settings = load_study(file)
     experiment = to_experiment(settings)
     _check_target(results)
-    began = time.perf_counter()
     with board(_ended) as shown:
         shown.say(f"{settings.title}: {len(experiment.arms)} arms, {settings.seeds} seeds")
         outcomes = run_experiment(experiment, output, shown, at_once=min(2, os.cpu_count() or 1))
-        written = write_results(settings, experiment, outcomes, file, results, time.perf_counter() - began)
+        written = write_results(settings, experiment, outcomes, file, results)
         for target in written:
             shown.say(f"  {target}")
     return written
@@ -58,11 +56,11 @@ def write_results(
     outcomes: Sequence[Outcome],
     file: Path,
     results: Path,
-    seconds: float,
 ) -> list[Path]:
     """Write the table as Markdown, the figures as SVG, and the numbers as JSON, named after the study's file."""
     summary = summarise(experiment, outcomes)
     found = ["## What was found", "", *(f"- {finding}" for finding in settings.findings), ""]
+    minutes = sum(outcome.seconds for outcome in outcomes) / 60
     pictures = []
     for number, asked in enumerate(settings.figures):
         picture = results / f"{file.stem}{'' if number == 0 else f'-{number + 1}'}.svg"
@@ -78,7 +76,7 @@ def write_results(
         *study_tables(settings.figures, experiment, summary, outcomes),
         "## How",
         "",
-        f"`truing study {file.name}`; {_machine()}, {seconds / 60:.0f} minutes for what was not kept from before. "
+        f"`truing study studies/{file.name}`; {_machine()}, {minutes:.0f} minutes of training on one thread a run. "
         f"{settings.seeds} seeds of data, reference and arms over one base model; expected true reward over all "
         f"{103_680:,} answers to each of {settings.prompts} held-out prompts. Intervals are 95 %, {summary.basis}.",
         "",

@@ -51,16 +51,34 @@ def _crossed(
         f"| {asked.by} | " + " | ".join(map(_short, places)) + " |",
     ]
     lines.append("|---|" + "---|" * len(places))
-    for name in dict.fromkeys(str(arm.tags[asked.by]) for arm in tagged):
-        own = [arm for arm in tagged if str(arm.tags[asked.by]) == name]
-        cells = [_cell(own, asked.x, place, measure, arms) for place in places]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    of_line: dict[str, list[Arm]] = {}
+    for arm in tagged:
+        of_line.setdefault(str(arm.tags[asked.by]), []).append(arm)
+    cells = {name: [_values(own, asked.x, place, measure, arms) for place in places] for name, own in of_line.items()}
+    for name, found in cells.items():
+        lines.append(f"| {name} | {' | '.join(str(Interval.of(values)) if values else '' for values in found)} |")
+    first, *others = cells
+    for name in others:
+        columns = zip(cells[name], cells[first], strict=True)
+        lines.append(f"| {name} − {first} | {' | '.join(_difference(a, b) for a, b in columns)} |")
+    if others:
+        lines += ["", "Differences are paired by seed; `*` where the interval excludes 0."]
     return [*lines, ""]
 
 
-def _cell(own: Sequence[Arm], x: str, place: float, measure: str, arms: Mapping[str, Sequence[Outcome]]) -> str:
+def _difference(values: Sequence[float], start: Sequence[float]) -> str:
+    if not values or not start:
+        return ""
+    found = Interval.of([a - b for a, b in zip(values, start, strict=True)])
+    return f"{found.mean:+.3f} ± {found.half:.3f}{'*' if found.excludes_zero else ''}"
+
+
+def _values(
+    own: Sequence[Arm], x: str, place: float, measure: str, arms: Mapping[str, Sequence[Outcome]]
+) -> list[float]:
+    """A line's values at a place, one a seed; a line that is not varied has the same everywhere."""
     fitting = [arm for arm in own if x not in arm.tags or float(arm.tags[x]) == place]
-    return str(Interval.of(values_of(arms[fitting[0].name], measure))) if fitting else ""
+    return values_of(arms[fitting[0].name], measure) if fitting else []
 
 
 def values_of(found: Sequence[Outcome], measure: str) -> list[float]:
