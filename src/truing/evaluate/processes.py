@@ -86,7 +86,7 @@ def run_tasks(tasks: Sequence[Task], board: Board, *, at_once: int, threads: int
             raise InputError(f"{name} is {number}; expected 1 or more")
     _check(tasks)
     waiting, running, done = list(tasks), dict[Any, _Running](), dict[str, Done]()
-    context = _context(threads)
+    context = _context()
     try:
         while waiting or running:
             ready = [task for task in waiting if all(need in done for need in task.needs)]
@@ -116,9 +116,7 @@ def _check(tasks: Sequence[Task]) -> None:
         known.add(task.name)
 
 
-def _context(threads: int) -> Any:
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
+def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
     return context
@@ -199,6 +197,8 @@ def _work(work: Callable[[Reporter], Any], sender: connection.Connection, thread
     import torch
 
     torch.set_num_threads(threads)
+    for variable in THREAD_VARIABLES:  # for the processes that it may start itself
+        os.environ[variable] = str(threads)
     start = _resident_bytes()
     began, began_cpu = time.perf_counter(), _cpu_seconds()
     try:
