@@ -56,6 +56,13 @@ def test_a_reward_model_becomes_the_best_of_sixteen() -> None:
     assert (row.reward.mean, row.kl, row.proxy) == (pytest.approx(0.7), 1.0, 16.0)
 
 
+def test_two_reward_models_are_told_apart_by_name() -> None:
+    stage = {"objective": {"use": "reward"}}
+    arms = made.experiment(made.arm("small", stage=stage), made.arm("large", stage=stage))
+    summary = summarise(arms, [made.base(), made.reference(), made.scorer("small"), made.scorer("large")])
+    assert [row.arm for row in summary.rows][2:] == ["best of 16, small", "best of 16, large"]
+
+
 def test_a_truth_that_fell_on_the_way_and_spikes_are_told() -> None:
     fell = made.outcome("a", (0.5,) * 3, looks=(made.look(1, 0.7, 0.1), made.look(2, 0.5, 0.2)), spikes=2)
     summary = summarise(made.experiment(made.arm("a")), [made.base(), made.reference(), fell])

@@ -110,13 +110,15 @@ def summarise(experiment: Experiment, outcomes: Sequence[Outcome], best_of: int 
     optimal = frontiers(outcomes)
     arms = by_arm(outcomes)
     reference = _values([outcome.reward for outcome in arms[REFERENCE]])
+    several = sum(arm.scores for arm in experiment.arms) > 1
     rows = []
     for name in (BASE, *(arm.name for arm in experiment.arms)):
         found = arms[name]
         if found[0].reward:
             rows.append(_row(name, found, optimal, reference))
         else:
-            rows.append(_best_of_row(f"best of {best_of}", found, best_of, optimal, reference))
+            own = f"best of {best_of}" + (f", {name}" if several else "")
+            rows.append(_best_of_row(own, found, best_of, optimal, reference))
     whole = Frontier([levels for frontier in optimal.values() for levels in frontier.prompts])
     return Summary(tuple(rows), whole, len(experiment.seeds), experiment.prompts)
 
