@@ -48,7 +48,7 @@ def _arms(offline: int, online: int) -> tuple[Arm, ...]:
     def ppo(name: str, why: str, kl_coef: float) -> Arm:
         stage = {
             "objective": {"use": "ppo", "kl_coef": kl_coef},
-            "optim": {"lr": 1e-3, "max_steps": online},
+            "optim": {"lr": 1e-3, "max_steps": online, "schedule": "constant"},
             "batch": {"examples": 32},
             "rollout": {"value_lr": 5e-3},
             "adapter": LORA,
