@@ -131,9 +131,9 @@ def test_the_recommendation_follows_from_the_measurement() -> None:
 
 
 def test_ppo_without_its_kl_term_is_called_exploitation_only_where_the_truth_fell() -> None:
-    experiment, outcomes = policies(ppo=(0.7, 0.71, 0.7), ppo_kl_coef_0=(0.5, 0.52, 0.51))
+    experiment, outcomes = policies(ppo=(0.7, 0.71, 0.7), ppo_without_KL=(0.5, 0.52, 0.51))
     assert any("less in truth" in told for told in conclusions(summarise(experiment, outcomes)))
-    experiment, outcomes = policies(ppo=(0.7, 0.71, 0.7), ppo_kl_coef_0=(0.8, 0.82, 0.81))
+    experiment, outcomes = policies(ppo=(0.7, 0.71, 0.7), ppo_without_KL=(0.8, 0.82, 0.81))
     assert not any("less in truth" in told for told in conclusions(summarise(experiment, outcomes)))
 
 
@@ -146,7 +146,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> Non
 
 def test_the_tour_has_every_method_that_it_promises() -> None:
     arms = {arm.name: arm for arm in tour_experiment((0,), quick=False).arms}
-    assert {REFERENCE, REWARD, PPO, PPO_FREE, "dpo", "kto", "dpo, all weights", LORA_SFT} == set(arms)
+    assert {REFERENCE, REWARD, PPO, PPO_FREE, "dpo", "kto", "dpo on all weights", LORA_SFT} == set(arms)
     assert arms[PPO].stage["objective"]["kl_coef"] > 0 == arms[PPO_FREE].stage["objective"]["kl_coef"]
     assert arms[REFERENCE].start == BASE
     assert json.dumps(arms[PPO].stage["optim"]) == json.dumps(arms[PPO_FREE].stage["optim"])

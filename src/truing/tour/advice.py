@@ -96,7 +96,7 @@ def _hacking(summary: Summary) -> list[str]:
 
 
 def _lora(summary: Summary) -> list[str]:
-    full, lora = summary.row("dpo, all weights"), summary.row("dpo")
+    full, lora = summary.row("dpo on all weights"), summary.row("dpo")
     apart = "" if difference(full, lora).excludes_zero else ", which the intervals do not tell apart"
     return [
         f"DPO with LoRA reached {lora.reward.mean:.2f} and with all weights {full.reward.mean:.2f}{apart}; it trained "

@@ -8,7 +8,7 @@ from typing import Any
 from truing.lab.arms import BASE, PROMPTS, REFERENCE, Arm, Experiment
 from truing.world.records import WorldSettings
 
-REWARD, PPO, PPO_FREE, LORA_SFT = "reward", "ppo", "ppo, kl_coef 0", "sft, LoRA"
+REWARD, PPO, PPO_FREE, LORA_SFT = "reward", "ppo", "ppo without KL", "sft with LoRA"
 
 LORA: Mapping[str, Any] = {"use": "lora", "rank": 8}
 BASE_STAGE: Mapping[str, Any] = {
@@ -77,6 +77,6 @@ def _arms(offline: int, online: int) -> tuple[Arm, ...]:
         ppo(PPO_FREE, "the same without the KL term: it may go where the reward model errs", 0.0),
         pairs("dpo", "learns from the comparisons directly", {"use": "dpo", "beta": 0.5}),
         pairs("kto", "learns from thumbs up and down", {"use": "kto", "beta": 0.5}, data="judgements"),
-        pairs("dpo, all weights", "the same as dpo without LoRA", {"use": "dpo", "beta": 0.5}, lora=False),
+        pairs("dpo on all weights", "the same as dpo without LoRA", {"use": "dpo", "beta": 0.5}, lora=False),
         sft(LORA_SFT, "imitation with 8 % of the weights trained", lora=True),
     )

@@ -107,14 +107,14 @@ def _tell(
     for prompt, told in answers_of(outcomes).items():
         shown.say(f"  {prompt}")
         for arm, answer, reward in told:
-            shown.say(f"    {arm:<17} {reward:4.2f}  {answer}")
+            shown.say(f"    {arm:<18} {reward:4.2f}  {answer}")
     shown.say(f"\nExact expected true reward (0 to 1; 95 % intervals {summary.basis}), KL from sft, and what the exact")
     shown.say("optimum of the same KL has more")
-    shown.say(f"  {'':<17} {'true reward':<15} {'KL':>5} {'regret':>7} {'seconds':>8} {'MB':>5} {'trained':>8}")
+    shown.say(f"  {'':<18} {'true reward':<15} {'KL':>5} {'regret':>7} {'seconds':>8} {'MB':>5} {'trained':>8}")
     for row in summary.rows:
         bar = "█" * round(20 * row.reward.mean)
         shown.say(
-            f"  {row.arm:<17} {row.reward!s:<15} {row.kl:5.2f} {row.regret:7.2f} {row.seconds:8.1f} "
+            f"  {row.arm:<18} {row.reward!s:<15} {row.kl:5.2f} {row.regret:7.2f} {row.seconds:8.1f} "
             f"{row.bytes / 1e6:5.0f} {row.parameters:8,}  {bar}"
         )
     shown.say("\nWhat followed")
