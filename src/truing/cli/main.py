@@ -35,7 +35,7 @@ def cli() -> None:
 @cli.command()
 @click.option("--output", type=FOLDER, default=Path("runs/tour"), show_default=True, help="Where the tour writes.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Repeat with several seeds.")
-@click.option("--quick", is_flag=True, help="Half the training and half the prompts.")
+@click.option("--quick", is_flag=True, help="Half the training, fewer prompts: a look round.")
 def tour(output: Path, seeds: int, quick: bool) -> None:
     """Measure every method on a small world of our own: nothing to download, no GPU, under two minutes."""
     from truing.tour.tour import run_tour

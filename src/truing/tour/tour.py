@@ -96,7 +96,7 @@ def _write(output: Path, experiment: Experiment, summary: Summary, outcomes: Seq
     }
     replace_file(output / MARK, json.dumps(result, indent=2) + "\n")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {seconds:.0f} s in all."
-    command = f"truing tour --seeds {summary.seeds} --output {output}"
+    command = f"truing tour --seeds {summary.seeds}{' --quick' if experiment.looks == 0 else ''} --output {output}"
     replace_file(output / REPORT, tour_page(experiment, summary, outcomes, machine, command))
 
 
