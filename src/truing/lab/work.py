@@ -57,7 +57,7 @@ def train_arm(job: Job, reporter: Reporter) -> Outcome:
         levels = tuple(Level(tuple(one.rewards.tolist()), tuple(one.masses.tolist())) for one in yardstick.levels)
         return replace(_outcome(job, yardstick.of_reference(), ()), levels=levels)
     yardstick = _yardstick(job)
-    looks = _Looks(yardstick, job.run)
+    looks = _Looks(yardstick)
     final = run(load_recipe(job.recipe), job.run, reporter, looks if job.looks else None)
     return _outcome(job, yardstick.measure(open_result(final)), _looks(job.run))
 
@@ -83,10 +83,9 @@ def _yardstick(job: Job) -> Yardstick:
 class _Looks:
     """A probe: the policy in training, measured nearly exactly."""
 
-    def __init__(self, yardstick: Yardstick, run_folder: Path) -> None:
+    def __init__(self, yardstick: Yardstick) -> None:
         self._yardstick = yardstick
         self._tokenizer: Any = None
-        self._run = run_folder
 
     def __call__(self, model: LanguageModel) -> Mapping[str, float]:
         if self._tokenizer is None:
