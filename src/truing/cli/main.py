@@ -50,7 +50,7 @@ def tour(output: Path, seeds: int, quick: bool) -> None:
 def study(file: Path, output: Path | None, results: Path | None) -> None:
     """Run the study that FILE describes on the tour's world, and write its table and figures.
 
-    What was finished before is kept, so that a study can be stopped and run again.
+    What was finished before on the same settings is kept, so that a study can be stopped, changed and run again.
     """
     from truing.lab.study import run_study
 

@@ -15,6 +15,7 @@ from truing.core.errors import MachineError, RunError
 from truing.evaluate.processes import Board, Call, Done, Task, run_tasks
 from truing.lab import truth
 from truing.lab.arms import BASE, REFERENCE, TRUTH, Arm, Experiment, Job, Outcome
+from truing.lab.terms import terms_of, terms_of_base
 from truing.training.progress import Reporter
 from truing.training.run_directory import replace_file
 from truing.world.records import WorldSettings, write_file
@@ -56,8 +57,35 @@ class Laboratory:
         return self.folder / "recipes" / (f"{name}.yaml" if seed == 0 or arm == BASE else f"{name}-seed-{seed}.yaml")
 
     def outcome(self, arm: str, seed: int) -> Path:
-        """What came out of an arm; it is written last."""
+        """What came out of an arm, and on which terms; it is written last."""
         return self.folder / f"seed-{seed}" / f"{_folder(arm)}.{OUTCOME}"
+
+    @property
+    def base_terms(self) -> Path:
+        """On which terms the base model was made; it is written last."""
+        return self.folder / "base.terms"
+
+    def keep(self, outcome: Outcome, terms: str) -> None:
+        """Write an outcome down."""
+        values = {"terms": terms, **outcome.as_json()}
+        replace_file(self.outcome(outcome.arm, outcome.seed), json.dumps(values, ensure_ascii=False) + "\n")
+
+    def kept(self, experiment: Experiment, arm: str, seed: int) -> Outcome | None:
+        """The outcome of an arm, where there is one on the terms of this experiment."""
+        file = self.outcome(arm, seed)
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return Outcome.from_json(values) if values.pop("terms", "") == terms_of(experiment, arm) else None
+        except (ValueError, TypeError, LookupError, AttributeError) as fault:
+            raise RunError(f"{file} cannot be read ({fault}); delete it to have its arm run again") from fault
+
+    def has_base(self, experiment: Experiment) -> bool:
+        """Whether the base model of this experiment is there."""
+        if not (self.run(BASE, 0) / "final").is_dir() or not self.base_terms.is_file():
+            return False
+        return self.base_terms.read_text(encoding="utf-8") == terms_of_base(experiment)
 
 
 def run_experiment(
@@ -65,14 +93,15 @@ def run_experiment(
 ) -> list[Outcome]:
     """Run what is not done yet into `folder`; return all outcomes, the base model's first, seed by seed.
 
-    The same experiment in the same folder continues where it was stopped: an arm that was begun is begun anew.
+    The same experiment in the same folder continues where it was stopped: an arm that was begun is begun anew. An arm
+    whose settings, or those of what it uses, have changed since is run again.
     """
     laboratory = Laboratory(folder.resolve())
     _write_data(experiment, laboratory)
     tasks = _tasks(experiment, laboratory)
     names = {task.name for task in tasks}
     open_ended = [Task(t.name, t.work, tuple(n for n in t.needs if n in names)) for t in tasks]
-    run_tasks(open_ended, _Keeping(board, laboratory), at_once=at_once, threads=threads)
+    run_tasks(open_ended, _Keeping(board, laboratory, experiment), at_once=at_once, threads=threads)
     return read_outcomes(experiment, folder)
 
 
@@ -82,42 +111,40 @@ def read_outcomes(experiment: Experiment, folder: Path) -> list[Outcome]:
     found = []
     for seed in experiment.seeds:
         for arm in (BASE, *(arm.name for arm in experiment.arms)):
-            file = laboratory.outcome(arm, seed)
-            if not file.is_file():
+            outcome = laboratory.kept(experiment, arm, seed)
+            if outcome is None:
                 raise RunError(f"{folder} has no outcome of '{arm}' with seed {seed}; run the experiment again")
-            found.append(Outcome.from_json(json.loads(file.read_text(encoding="utf-8"))))
+            found.append(outcome)
     return found
 
 
 class _Keeping:
     """Writes every outcome down as soon as it is there, and passes everything on."""
 
-    def __init__(self, board: Board, laboratory: Laboratory) -> None:
-        self._board, self._laboratory = board, laboratory
+    def __init__(self, board: Board, laboratory: Laboratory, experiment: Experiment) -> None:
+        self._board, self._laboratory, self._experiment = board, laboratory, experiment
 
     def started(self, name: str) -> Reporter:
         return self._board.started(name)
 
     def finished(self, name: str, done: Done) -> None:
         if isinstance(done.value, Outcome):
-            file = self._laboratory.outcome(done.value.arm, done.value.seed)
-            replace_file(file, json.dumps(done.value.as_json(), ensure_ascii=False) + "\n")
+            self._laboratory.keep(done.value, terms_of(self._experiment, done.value.arm))
+        elif name == BASE:
+            replace_file(self._laboratory.base_terms, terms_of_base(self._experiment))
         self._board.finished(name, done)
 
 
 def _write_data(experiment: Experiment, laboratory: Laboratory) -> None:
-    corpus = laboratory.folder / "data" / "corpus.jsonl"
-    if not corpus.is_file():
-        write_file(corpus.parent, "corpus", experiment.world)
+    """Write the data of what is left to do: on other terms the same file may hold other rows."""
+    if not laboratory.has_base(experiment):
+        write_file(laboratory.folder / "data", "corpus", experiment.world)
     for seed in experiment.seeds:
-        for arm in experiment.arms:
-            target = _data_file(laboratory, arm, seed, arm.data)
-            if not target.is_file():
-                write_file(target.parent, arm.data, _world(experiment, arm, seed))
-        shared = laboratory.seed(seed) / "data"
-        for name in SHARED:
-            if not (shared / f"{name}.jsonl").is_file():
-                write_file(shared, name, experiment.world.model_copy(update={"seed": seed}))
+        left = [arm for arm in experiment.arms if laboratory.kept(experiment, arm.name, seed) is None]
+        for target, arm in {_data_file(laboratory, arm, seed, arm.data): arm for arm in left}.items():
+            write_file(target.parent, arm.data, _world(experiment, arm, seed))
+        for name in SHARED if left else ():
+            write_file(laboratory.seed(seed) / "data", name, experiment.world.model_copy(update={"seed": seed}))
 
 
 def _world(experiment: Experiment, arm: Arm, seed: int) -> WorldSettings:
@@ -133,7 +160,7 @@ def _tasks(experiment: Experiment, laboratory: Laboratory) -> list[Task]:
     """What is left to do; every recipe is checked before anything is trained."""
     tasks: list[Task] = []
     recipes: list[Path] = []
-    if not (laboratory.run(BASE, 0) / "final").is_dir():
+    if not laboratory.has_base(experiment):
         tasks.append(_base_task(experiment, laboratory))
     several = len(experiment.seeds) > 1
 
@@ -142,14 +169,14 @@ def _tasks(experiment: Experiment, laboratory: Laboratory) -> list[Task]:
 
     for seed in experiment.seeds:
         for arm in experiment.arms:
-            if laboratory.outcome(arm.name, seed).is_file():
+            if laboratory.kept(experiment, arm.name, seed) is not None:
                 continue
             job = _job(experiment, laboratory, arm, seed)
             needs = [named(name, seed) for name in (arm.start, arm.reward) if name not in (None, TRUTH, BASE)]
             needs += [named(REFERENCE, seed)] if arm.name != REFERENCE else []
             recipes.append(job.recipe)
             tasks.append(Task(named(arm.name, seed), Call(WORK, "train_arm", (job,)), (CHECKED, BASE, *needs)))
-        if not laboratory.outcome(BASE, seed).is_file():
+        if laboratory.kept(experiment, BASE, seed) is None:
             job = _base_job(experiment, laboratory, seed)
             name = named(f"{BASE}, measured", seed)
             tasks.append(Task(name, Call(WORK, "measure_base", (job,)), (CHECKED, BASE, named(REFERENCE, seed))))
