@@ -12,8 +12,10 @@ from torch import Tensor
 from truing.core.batch import Layout, Span, TreeSpans
 from truing.core.errors import InputError
 from truing.core.samples import Sampled
+from truing.models.few_rows import few_rows
 from truing.models.kv_cache import Cache, Prefill
 from truing.models.language_model import LanguageModel, evaluating
+from truing.models.next_token import NextTokens
 
 CACHE_TOKENS = 32_768
 """Tokens whose keys and values may be kept at a time, prompts and completions together."""
@@ -81,10 +83,11 @@ def write(
     draws = torch.rand(total, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     done: list[Sampled | None] = [None] * total
     ends = torch.tensor(sorted(end_tokens), dtype=torch.int64, device=model.device)
-    with evaluating(model.module):
+    with evaluating(model.module), few_rows(model.module):
+        head = model.next_tokens()
         for wave in _waves(prompts, count, max_new_tokens, cache_tokens):
             rows = [row for job in wave for row in job.rows]
-            written = _Wave(model, wave, max_new_tokens, choice, draws[rows].to(model.device), ends).run()
+            written = _Wave(model, head, wave, max_new_tokens, choice, draws[rows].to(model.device), ends).run()
             for row, sampled in zip(rows, written, strict=True):
                 done[row] = sampled
     finished = [sampled for sampled in done if sampled is not None]
@@ -118,13 +121,15 @@ class _Wave:
     def __init__(
         self,
         model: LanguageModel,
+        head: NextTokens,
         jobs: Sequence[_Job],
         max_new_tokens: int,
         choice: Choice,
         draws: Tensor,  # float64 [R, max_new_tokens], uniform in [0, 1)
         ends: Tensor,  # int64 [E]
     ) -> None:
-        self._model, self._jobs, self._limit, self._choice = model, jobs, max_new_tokens, choice
+        self._model, self._head, self._jobs = model, head, jobs
+        self._limit, self._choice = max_new_tokens, choice
         self._draws, self._ends = draws, ends
         rows = len(draws)
         self._tokens = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=model.device)
@@ -163,7 +168,7 @@ class _Wave:
     def _draw(self, hidden: Tensor, step: int) -> None:
         """Choose the next token of every row in the cache."""
         choice = self._choice
-        logprobs = self._model.next_logprobs(hidden, choice.temperature or 1.0)  # float32 [A, V]
+        logprobs = self._head.logprobs(hidden, choice.temperature or 1.0)  # float32 [A, V]
         if choice.temperature == 0:
             chosen = logprobs.argmax(dim=-1)
         else:

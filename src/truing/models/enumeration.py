@@ -287,6 +287,7 @@ class _PolicyWalk(_Walk):
 
     def __init__(self, model: LanguageModel, prompts: int, language: Place, end_token: int, least: float) -> None:
         super().__init__(model, language, TREE_NODES)
+        self.head = model.next_tokens()
         self.end_token = end_token
         self.least = math.log(least) if least > 0 else -math.inf
         self.answers = torch.full((prompts, language.answers), -torch.inf, dtype=torch.float64)
@@ -298,13 +299,13 @@ class _PolicyWalk(_Walk):
         nothing = torch.zeros_like(prompts)
         rows = _Rows(prompts, nothing, nothing, nothing.double(), self.following(hidden, self.language))
         doors = _Doors([self.language], self.end_token, self.model.vocab_size, self.device)
-        self._note(rows, rows.logprob[:, None], self.model.next_logprobs(hidden, 1.0)[:, None], doors, [0], [0])
+        self._note(rows, rows.logprob[:, None], self.head.logprobs(hidden)[:, None], doors, [0], [0])
         return rows
 
     def read(self, rows: _Rows, bush: _Bush, hidden: Tensor) -> Tensor:
         if id(bush) not in self._doors:
             self._doors[id(bush)] = _Doors(bush.places, self.end_token, self.model.vocab_size, self.device)
-        after = self.model.next_logprobs(hidden.flatten(0, 1), 1.0).view(*hidden.shape[:2], -1)  # float32 [R, n, V]
+        after = self.head.logprobs(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)  # float32 [R, n, V]
         parents = self._ids([path[-2] for path in bush.paths[bush.top :]])
         inner = after[:, parents, self._ids(bush.tokens[bush.top :])].double()
         steps = torch.cat([rows.following, inner], dim=1)  # float64 [R, n], from each node's parent to it
@@ -313,7 +314,7 @@ class _PolicyWalk(_Walk):
         return logprobs
 
     def following(self, hidden: Tensor, place: Place) -> Tensor:
-        return self.model.next_logprobs(hidden, 1.0)[:, self._ids(list(place.branches))].double()
+        return self.head.logprobs(hidden)[:, self._ids(list(place.branches))].double()
 
     def goes_on(self, rows: _Rows) -> Tensor:
         behind = rows.logprob + rows.following.logsumexp(dim=1)  # ending and leaving right here have been noted

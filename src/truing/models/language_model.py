@@ -20,7 +20,8 @@ from truing.models.growth import Growth
 from truing.models.heads import output_head
 from truing.models.kv_cache import Cache
 from truing.models.loading import SCORE, quiet_transformers
-from truing.models.logprobs import chunk_rows, few_rows_product, linear_logprobs, logits_logprobs, whole_logprobs
+from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs, whole_logprobs
+from truing.models.next_token import NextTokens
 from truing.models.tree_plan import TreePlan, longest_path
 
 if TYPE_CHECKING:
@@ -230,11 +231,9 @@ class LanguageModel:
         assert isinstance(hidden, Tensor)
         return hidden
 
-    def next_logprobs(self, hidden: Tensor, temperature: float) -> Tensor:
-        """Log-probs of every next token from last hidden states, [R, d] → float32 [R, V]; for a few rows."""
-        head = output_head(self.module)
-        logits = few_rows_product(hidden, head.weight, head.bias) if head.plain else head.module(hidden)
-        return whole_logprobs(logits, scale=head.scale, softcap=head.softcap, temperature=temperature)
+    def next_tokens(self) -> NextTokens:
+        """What gives the log-probs of every next token, with the weights as they are now."""
+        return NextTokens(output_head(self.module))
 
     def score_hidden(self, hidden: Tensor) -> Tensor:
         """Scores from last hidden states: [N, d] → float32 [N]."""

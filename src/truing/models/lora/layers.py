@@ -200,11 +200,16 @@ class AdaptedLinear(nn.Module):
         self.train(plain.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        name = self._selection.name
-        if name is None or name not in self.adapters:
+        adapter = self.selected()
+        if adapter is None:
             return self.base_product(x)
-        out: Tensor = self.adapters[name](x, self)
+        out: Tensor = adapter(x, self)
         return out
+
+    def selected(self) -> LowRank | None:
+        """The adapter that runs, if any."""
+        name = self._selection.name
+        return None if name is None or name not in self.adapters else cast("LowRank", self.adapters[name])
 
     def matrix(self) -> Tensor:
         """The base weight as [out, in], without a copy."""
