@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from truing.core.trees import Origin, Tree
 from truing.data.truncation import Cuts
@@ -24,19 +25,20 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long something is, in tokens."""
+    """How long many texts are: percentiles, in tokens unless something else is said."""
 
     p50: int
     p95: int
+    p99: int
     max: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Lengths:
+    def of(cls, lengths: Sequence[int] | npt.NDArray[np.integer]) -> Lengths:
         """Percentiles of a list of lengths; zeros for none."""
-        if not lengths:
-            return cls(0, 0, 0)
-        p50, p95 = np.percentile(lengths, [50, 95], method="higher")
-        return cls(int(p50), int(p95), max(lengths))
+        if not len(lengths):
+            return cls(0, 0, 0, 0)
+        p50, p95, p99 = np.percentile(lengths, [50, 95, 99], method="higher")
+        return cls(int(p50), int(p95), int(p99), int(np.max(lengths)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class DataReport:
             "template": {"name": self.template, "sha256": self.template_sha256},
             "rows": {"read": self.rows_read, "used": self.rows_used},
             "trees": {"train": self.trees - self.held_out, "held_out": self.held_out},
-            "dropped": {reason: _by_file(rows) for reason, rows in self.dropped.items()},
+            "dropped": {reason: by_file(rows) for reason, rows in self.dropped.items()},
             "truncated": asdict(self.cuts),
             "tokens": {
                 "prompt": asdict(self.prompt_tokens),
@@ -101,7 +103,8 @@ def count_duplicates(trees: Iterable[Tree]) -> int:
     return len(seen) - len(set(seen))
 
 
-def _by_file(rows: Sequence[Origin]) -> dict[str, list[int]]:
+def by_file(rows: Sequence[Origin]) -> dict[str, list[int]]:
+    """Row numbers under the names of their files."""
     found: dict[str, list[int]] = {}
     for origin in rows:
         found.setdefault(origin.file, []).append(origin.row)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from truing.core.text import harmless
-from truing.report.palette import DARK, LIGHT, properties
+from truing.pages.palette import DARK, LIGHT, properties
 
 LONGEST_TEXT = 4000
 """Characters of one text of the data that a page shows."""
@@ -87,6 +87,12 @@ def preformatted(words: str) -> Markup:
     return Markup("<pre>{}</pre>").format(text(words, limit=100_000))
 
 
+def marked(parts: Iterable[tuple[str, bool]]) -> Markup:
+    """Text whose lines and spaces count, in stretches that are marked or not."""
+    stretches = (Markup("<mark>{}</mark>" if mark else "{}").format(text(words)) for words, mark in parts)
+    return Markup('<pre class="wrap">{}</pre>').format(Markup().join(stretches))
+
+
 def figure(svg: Markup, caption: str = "", remarks: Sequence[str] = ()) -> Markup:
     """A figure over its caption, and remarks that ask for attention."""
     said = Markup("<figcaption>{}</figcaption>").format(text(caption)) if caption else Markup()
@@ -143,7 +149,7 @@ def _joined(parts: Iterable[Markup]) -> Markup:
 
 @cache
 def _template() -> Template:
-    loader = PackageLoader("truing.report", "")
+    loader = PackageLoader("truing.pages", "")
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.jinja")
