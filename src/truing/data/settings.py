@@ -19,6 +19,9 @@ FormatName = Literal[
     "hh",
     "llamafactory_comparison",
     "judgement",
+    "arena",
+    "ranks",
+    "scores",
     "prompt",
 ]
 
