@@ -190,9 +190,9 @@ def label(record: Record) -> bool:
 
 def margin(record: Record) -> float | None:
     """How much better the chosen answer is: `margin`, or the difference of two scores; None without either."""
-    if has(record, "margin"):
+    if _filled(record, "margin"):
         return _number(record, "margin")
-    if has(record, "score_chosen") and has(record, "score_rejected"):
+    if _filled(record, "score_chosen") and _filled(record, "score_rejected"):
         return _number(record, "score_chosen") - _number(record, "score_rejected")
     return None
 
@@ -206,10 +206,14 @@ def finite(value: object) -> float:
     return number if math.isfinite(number) else math.nan
 
 
+def _filled(record: Record, column: str) -> bool:
+    """As `has`, where a blank cell of a CSV is no number either."""
+    value = record.values.get(column)
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
 def _number(record: Record, column: str) -> float:
     value = record.values[column]
-    if isinstance(value, str) and not value.strip():
-        return 0.0
     number = finite(value)
     if math.isnan(number):
         raise RowError(record.origin, "wrong type", f"'{column}' is {short(repr(value))}; expected a finite number")
