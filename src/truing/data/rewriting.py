@@ -67,6 +67,8 @@ def convert(
     rows = as_rows(examples, goal, target.kind)
     if (rows.lost or rows.refused) and not lossy:
         raise DataError(_refusal(rows, goal))
+    if not rows.records:
+        raise DataError("\n".join([*_losses_told(rows), f"no row can be written as {to}"]))
     write_rows([(target, rows.records)])
     told += _losses_told(rows)
     told.append(f"{output}: {counted(len(rows.records), 'row')}, format {to}")

@@ -1,0 +1,65 @@
+"""Every planted fault is found by its name at its level, nothing else is blamed, and sound data are left in peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+from truing.audit.audit import Audit, audit
+
+from tests.audit.broken import FAULTS, Broken, Files, clean
+from tests.data.tiny import byte_level
+
+CHECKS = {
+    *("readable", "format", "rows", "mixed", "roles", "identical_pair", "identical_after_cut", "end_token", "bos"),
+    *("leakage", "contradictions", "duplicates", "near_duplicates", "cut", "length_bias", "shortcut", "noise"),
+    *("balance", "amount", "template", "text", "margin"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer and a configuration: what a check needs of a model."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = byte_level(bos=True)
+    tokenizer.save_pretrained(folder)
+    LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def check(files: Files, model: str) -> Audit:
+    asked: dict[str, Any] = {name: model if value is ... else value for name, value in files.asked.items()}
+    return audit(files.paths, **asked)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found_and_nothing_else(fault: Broken, model: str, tmp_path: Path) -> None:
+    found = check(fault.make(tmp_path), model)
+    wrong = {finding.check: finding for finding in found.findings if finding.level != "ok"}
+    assert fault.check in wrong, sorted(wrong)
+    finding = wrong[fault.check]
+    assert finding.level in fault.levels, finding.sentence
+    assert finding.remedy
+    if fault.rows is not None:
+        assert sorted(origin.row for origin in finding.rows) == sorted(fault.rows)
+    few = {"amount"} if fault.check != "amount" else set()
+    assert set(wrong) - {fault.check} <= fault.beside | few, {name: f.sentence for name, f in wrong.items()}
+    levels = {finding.level for finding in wrong.values()}
+    assert found.verdict == ("stop" if "stop" in levels else "warn")
+
+
+@pytest.mark.parametrize(("name", "make"), list(clean()), ids=[name for name, _ in clean()])
+def test_sound_data_are_left_in_peace(name: str, make: Callable[[Path], Files], model: str, tmp_path: Path) -> None:
+    found = check(make(tmp_path), model)
+    assert {finding.check: finding.sentence for finding in found.findings if finding.level != "ok"} == {}
+    assert found.verdict == "ok"
+
+
+def test_every_check_that_can_warn_has_a_fault_planted_for_it() -> None:
+    assert {fault.check for fault in FAULTS} == CHECKS
