@@ -75,8 +75,8 @@ def test_the_report_says_what_was_read_dropped_cut_and_repeated(tmp_path: Path) 
     cut = len(byte_level()("y" * 20)["input_ids"]) + 1 - 7
     assert report["truncated"] == {"prompts": 0, "completions": 1, "tokens": cut}
     assert report["tokens"] == {
-        "prompt": {"p50": 3, "p95": 3, "max": 3},
-        "completion": {"p50": 2, "p95": 7, "max": 7},
+        "prompt": {"p50": 3, "p95": 3, "p99": 3, "max": 3},
+        "completion": {"p50": 2, "p95": 7, "p99": 7, "max": 7},
         "supervised": 2 + 7 + 2,
     }
     assert "raw text is used as it stands, without a template: 3 rows" in report["notes"]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.pages.test_page import outline
 from tests.report.folders import STAGE, dpo_rows, make_run
-from tests.report.test_page import outline
 from truing.core.errors import MachineError, RunError
 from truing.report.curves import CROWD, MANY_POINTS, thin
 from truing.report.details import figure

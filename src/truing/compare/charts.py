@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 
 from truing.compare.standing import Standing
 from truing.compare.verdict import cell
-from truing.report import page
-from truing.report.palette import INK, LIGHT, MUTED, SERIES
-from truing.report.plotting import figure, label, plain, series, to_svg
+from truing.pages import page
+from truing.pages.palette import INK, LIGHT, MUTED, SERIES
+from truing.pages.plotting import figure, label, plain, series, to_svg
 
 WIDTH = 3.8
 """Inches, as the panels of curves have."""

@@ -15,11 +15,11 @@ from truing.compare.folder import START
 from truing.compare.standing import ACCURACY, FORGETTING, KL, LOSS, WINS, WINS_AT_LENGTH, Figure
 from truing.compare.table import GROUPS
 from truing.compare.verdict import Verdict, cell, off
-from truing.report import page
+from truing.pages import page
+from truing.pages.page import Section
 from truing.report.comparison import named
 from truing.report.curves import of_several
 from truing.report.details import in_bytes, in_time
-from truing.report.page import Section
 from truing.report.panels import Panel
 from truing.report.runs import Run, find_runs, read_run, stages_of
 

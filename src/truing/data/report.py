@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from truing.core.trees import Origin, Tree
+from truing.core.trees import IntArray, Origin, Tree
 from truing.data.truncation import Cuts
 
 
@@ -24,19 +24,20 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long something is, in tokens."""
+    """How long many texts are: percentiles, in tokens unless something else is said."""
 
     p50: int
     p95: int
+    p99: int
     max: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Lengths:
+    def of(cls, lengths: Sequence[int] | IntArray) -> Lengths:
         """Percentiles of a list of lengths; zeros for none."""
-        if not lengths:
-            return cls(0, 0, 0)
-        p50, p95 = np.percentile(lengths, [50, 95], method="higher")
-        return cls(int(p50), int(p95), max(lengths))
+        if not len(lengths):
+            return cls(0, 0, 0, 0)
+        p50, p95, p99 = np.percentile(lengths, [50, 95, 99], method="higher")
+        return cls(int(p50), int(p95), int(p99), int(np.max(lengths)))
 
 
 @dataclass(frozen=True, slots=True)

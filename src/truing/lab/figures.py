@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from truing.lab.arms import BASE, REFERENCE, Outcome
 from truing.lab.experiment import by_arm
 from truing.lab.summary import Row, Summary
-from truing.report.palette import INK, LIGHT
-from truing.report.plotting import figure, label, legend, series
+from truing.pages.palette import INK, LIGHT
+from truing.pages.plotting import figure, label, legend, series
 from truing.world.optimum import Frontier
 
 BETAS = tuple(float(beta) for beta in np.geomspace(4.0, 0.02, 80))

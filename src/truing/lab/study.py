@@ -19,7 +19,7 @@ from truing.lab.study_figures import study_figure
 from truing.lab.study_settings import StudySettings, load_study, to_experiment
 from truing.lab.study_tables import study_tables
 from truing.lab.summary import summarise
-from truing.report.plotting import to_file
+from truing.pages.plotting import to_file
 from truing.training.run_directory import replace_file
 
 

@@ -17,7 +17,7 @@ from truing.lab.laws import curves, fit
 from truing.lab.study_settings import FigureSettings
 from truing.lab.study_tables import values_of
 from truing.lab.summary import Interval, Summary
-from truing.report.plotting import figure, label, legend, series
+from truing.pages.plotting import figure, label, legend, series
 
 NAMES = {
     "reward": "expected true reward",

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from truing.report import page
+from truing.pages import page
+from truing.pages.page import Section
+from truing.pages.plotting import sample_of_line
 from truing.report.curves import CROWD, of_several, reward_against_kl
 from truing.report.details import SAMPLE_CHARACTERS, figure, flatten, in_bytes, in_time, recipe, shown
-from truing.report.page import Section
 from truing.report.panels import MECHANICS, QUALITY, others, quality_of
-from truing.report.plotting import sample_of_line
 from truing.report.runs import Run
 from truing.report.verdict import NAMES, introduction
 from truing.training.health import complaints

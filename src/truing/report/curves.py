@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
-from truing.report import page
-from truing.report.palette import BAND, LIGHT, MUTED, WARN
+from truing.pages import page
+from truing.pages.palette import BAND, LIGHT, MUTED, WARN
+from truing.pages.plotting import LineStyle, dot, figure, label, legend, log_scale, series, thin_series, tick, to_svg
 from truing.report.panels import MEMORY, THROUGHPUT, Panel
-from truing.report.plotting import LineStyle, dot, figure, label, legend, log_scale, series, thin_series, tick, to_svg
 from truing.report.runs import Run
 from truing.training.health import ENTROPY, Band, Complaint, Floats, Row, band_of, column, number
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from truing.report import page
+from truing.pages import page
 from truing.report.runs import Run, listed, mapping
 from truing.training.health import number
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from truing.report import page
+from truing.pages import page
 from truing.report.details import figure, in_time
 from truing.report.panels import LOWER_IS_BETTER, quality_of
 from truing.report.runs import Run, mapping

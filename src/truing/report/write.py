@@ -9,11 +9,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from truing.core.errors import MachineError, RunError
-from truing.report import page
+from truing.pages import page
+from truing.pages.page import Section
 from truing.report.comparison import comparison_sections
 from truing.report.curves import of_one, reward_against_kl
 from truing.report.details import data, environment, forgetting, memory_and_time, recipe, repeat, samples
-from truing.report.page import Section
 from truing.report.panels import MECHANICS, QUALITY, others
 from truing.report.runs import Run, find_runs, read_run, stages_of
 from truing.report.verdict import verdict

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from truing.lab.arms import BASE, Experiment, Outcome
 from truing.lab.figures import answers_of, frontier_figure, hacking_figure, rewards_figure
 from truing.lab.summary import Row, Summary
-from truing.report.page import Section, bullets, figure, heading, page, paragraph, preformatted, table
-from truing.report.plotting import to_svg
+from truing.pages.page import Section, bullets, figure, heading, page, paragraph, preformatted, table
+from truing.pages.plotting import to_svg
 from truing.tour.advice import conclusions, recommendation
 from truing.tour.arms import PPO, PPO_FREE
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from truing.core.errors import InputError
 from truing.core.text import harmless
-from truing.report.palette import GRID, INK, LIGHT, MUTED, PAPER, SERIES
+from truing.pages.palette import GRID, INK, LIGHT, MUTED, PAPER, SERIES
 
 Dashes = str | tuple[float, tuple[float, ...]]
 

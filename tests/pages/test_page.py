@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from truing.report.page import (
+from truing.pages.page import (
     LONGEST_TEXT,
     Section,
     bullets,

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from truing.core.errors import InputError
-from truing.report.palette import DARK, LIGHT, PAPER, SERIES, contrast
-from truing.report.plotting import figure, label, legend, plain, series, thin_series, tick, to_file, to_svg
+from truing.pages.palette import DARK, LIGHT, PAPER, SERIES, contrast
+from truing.pages.plotting import figure, label, legend, plain, series, thin_series, tick, to_file, to_svg
 
 HOSTILE = "<script>alert(1)</script> $x^2$ \x1b[31m _hidden \u202e"
 
@@ -102,6 +102,6 @@ def test_a_label_is_one_short_line() -> None:
 
 def test_no_window_and_no_model_library_is_imported() -> None:
     unwanted = {"torch", "transformers", "matplotlib.pyplot"}
-    code = f"import sys, truing.report.plotting; print(sorted({unwanted} & set(sys.modules)))"
+    code = f"import sys, truing.pages.plotting; print(sorted({unwanted} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

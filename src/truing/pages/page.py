@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from truing.core.text import harmless
-from truing.report.palette import DARK, LIGHT, properties
+from truing.pages.palette import DARK, LIGHT, properties
 
 LONGEST_TEXT = 4000
 """Characters of one text of the data that a page shows."""
@@ -143,7 +143,7 @@ def _joined(parts: Iterable[Markup]) -> Markup:
 
 @cache
 def _template() -> Template:
-    loader = PackageLoader("truing.report", "")
+    loader = PackageLoader("truing.pages", "")
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.jinja")
