@@ -419,7 +419,7 @@ def a_word_that_every_chosen_answer_begins_with(folder: Path) -> Files:
     return files(folder, [{**row, "chosen": "Certainly! " + row["chosen"]} for row in pairs(MANY)])
 
 
-@planted("shortcut", ANY_WARNING)
+@planted("shortcut", ANY_WARNING, beside=["length_bias"])
 def questions_for_chosen_answers(folder: Path) -> Files:
     rows = pairs(MANY)
     for row, other in zip(rows, pairs(MANY, seed=2), strict=True):
@@ -554,13 +554,6 @@ def a_template_that_prompts_otherwise_than_it_renders(folder: Path) -> Files:
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
         "{% if add_generation_prompt %}Bot> {% endif %}"
     )
-    return with_model(folder, conversations(FEW), template=str(template))
-
-
-@planted("template", ANY_WARNING | STOP, beside=["rows", "format"])
-def a_template_that_is_not_jinja(folder: Path) -> Files:
-    template = folder / "broken.jinja"
-    template.write_text("{% for m in messages %}{{ m.content }")
     return with_model(folder, conversations(FEW), template=str(template))
 
 

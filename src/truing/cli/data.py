@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -87,6 +87,7 @@ def convert(
     help="Of the prompts.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed tests on other prompts.")
+@click.option("--near", is_flag=True, help="Keep prompts that are nearly the same on one side too.")
 @_reading
 def split(
     file: str,
@@ -95,13 +96,14 @@ def split(
     test: Path | None,
     test_share: float,
     seed: int,
+    near: bool,
     format_name: str | None,
     pairs: tuple[str, ...],
     force: bool,
 ) -> None:
     """Split FILE into rows to train and to test on; no prompt is on both sides, and rows are written unchanged."""
+    from truing.audit.splitting import split as divide
     from truing.core.text import harmless
-    from truing.data.splitting import split as divide
 
     if (output is None) == (train is None or test is None) or (output is not None and (train or test)):
         raise click.UsageError("give --output DIR, or --train FILE and --test FILE")
@@ -111,5 +113,49 @@ def split(
     assert train is not None
     assert test is not None
     reading = _read_as(format_name, pairs)
-    for line in divide(file, train, test, reading, share=test_share, seed=seed, force=force):
+    for line in divide(file, train, test, reading, share=test_share, seed=seed, near=near, force=force):
+        click.echo(harmless(line))
+
+
+@data.command()
+@click.argument("file")
+@click.option("--output", required=True, type=FILE, metavar="FILE", help=".json, .jsonl, .csv or .parquet; also .gz.")
+@click.option(
+    "--log", type=FILE, metavar="FILE", help="OUTPUT.dropped.jsonl by default: row, check and reason of each."
+)
+@click.option("--for", "purpose", metavar="METHOD", help="What the rows are to train, such as sft, dpo or kto.")
+@click.option("--near", is_flag=True, help="Drop rows that nearly repeat an earlier one too.")
+@click.option(
+    "--contradictions",
+    type=click.Choice(["drop", "majority"]),
+    default="drop",
+    show_default=True,
+    help="Drop all rows that contradict each other, or keep what most of them say.",
+)
+@click.option("--model", metavar="MODEL", help="Drop also what --max-length leaves nothing of.")
+@click.option("--template", metavar="NAME", help="Chat template; the tokenizer's own by default.")
+@click.option("--max-length", type=click.IntRange(min=2), default=1024, show_default=True, help="Tokens of a row.")
+@_reading
+def clean(
+    file: str,
+    output: Path,
+    log: Path | None,
+    purpose: str | None,
+    near: bool,
+    contradictions: Literal["drop", "majority"],
+    model: str | None,
+    template: str | None,
+    max_length: int,
+    format_name: str | None,
+    pairs: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Write a copy of FILE without unusable rows, exact repeats and contradictions, and a log that says why."""
+    from truing.audit.cleaning import Request
+    from truing.audit.cleaning import clean as write_clean
+    from truing.core.text import harmless
+
+    reading = _read_as(format_name, pairs)
+    request = Request(file, reading, purpose, model, template, max_length, near, contradictions)
+    for line in write_clean(request, output, log, force=force, on_progress=lambda what, done, total: None):
         click.echo(harmless(line))

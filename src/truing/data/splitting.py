@@ -1,21 +1,19 @@
-"""One file → a train and a test file of the same rows, with every prompt on one side."""
+"""Which rows of a file are trained on and which are tested on, with every prompt on one side."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from truing.core.errors import DataError
 from truing.data.dataset import held_out_keys
-from truing.data.examples import Judgement, Words, prompt_key, words_key
-from truing.data.faults import Faults, RowError, counted
+from truing.data.examples import Demonstration, Judgement, Words, prompt_key, words_key
+from truing.data.faults import Faults, RowError
 from truing.data.formats import Format
-from truing.data.records import Record, Source, read
-from truing.data.rewriting import MEND, Reading, formula_note
+from truing.data.records import Record, Source
+from truing.data.rewriting import MEND
 from truing.data.scores import Scored
-from truing.data.writers import Target, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,8 @@ class Keyed:
     record: Record
     key: str
     """Of its prompt."""
-    prompt: Words
+    text: str
+    """Of the prompt, all its turns; of plain text, the text itself."""
     label: bool | None
 
 
@@ -43,9 +42,14 @@ def keyed_rows(source: Source, named: Source, format: Format) -> tuple[Keyed, ..
             faults.add(fault)
             continue
         key = words_key(row.prompt) if isinstance(row, Scored) else prompt_key(row)
-        found.append(Keyed(record, key, row.prompt, row.label if isinstance(row, Judgement) else None))
+        words = row.completion if isinstance(row, Demonstration) and not row.prompt else row.prompt
+        found.append(Keyed(record, key, _plain(words), row.label if isinstance(row, Judgement) else None))
     faults.stop(MEND)
     return tuple(found)
+
+
+def _plain(words: Words) -> str:
+    return words if isinstance(words, str) else "\n".join(turn.content for turn in words)
 
 
 def choose_tested(rows: Sequence[Keyed], share: float, seed: int, together: Mapping[str, str]) -> frozenset[str]:
@@ -73,36 +77,3 @@ def _two_each(strata: Iterable[list[str]]) -> list[list[str]]:
     largest, *others = sorted(strata, key=len, reverse=True)
     alone = [key for keys in others if len(keys) < 2 for key in keys]
     return [[*largest, *alone], *(keys for keys in others if len(keys) >= 2)]
-
-
-def split(
-    path: str,
-    train: Path,
-    test: Path,
-    reading: Reading,
-    *,
-    share: float,
-    seed: int,
-    force: bool,
-    together: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Write a file's rows, unchanged, to `train` and `test`; returns what is to be told, a sentence a line."""
-    targets = [Target.of(target, [path], force=force) for target in (train, test)]
-    if train.resolve() == test.resolve():
-        raise DataError(f"{train}: is named for both sides; name two files")
-    source = read(path)
-    named, guess = reading.understand(source)
-    rows = keyed_rows(source, named, guess.format)
-    held = choose_tested(rows, share, seed, together or {})
-    sides = ([row for row in rows if row.key not in held], [row for row in rows if row.key in held])
-    written = [(target, [row.record for row in side]) for target, side in zip(targets, sides, strict=True)]
-    write_rows(written)
-    told = [f"{path}: {counted(len(rows), 'row')}, {guess.text}"]
-    told += [_side(target, side) for target, side in zip(targets, sides, strict=True)]
-    return told + [note for target, records in written for note in formula_note(target, records)]
-
-
-def _side(target: Target, rows: Sequence[Keyed]) -> str:
-    labelled = [row.label for row in rows if row.label is not None]
-    kinds = f", {sum(labelled):,} desirable and {len(labelled) - sum(labelled):,} undesirable" if labelled else ""
-    return f"{target.path}: {counted(len(rows), 'row')} of {counted(len({row.key for row in rows}), 'prompt')}{kinds}"

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.audit import made
+from truing.audit.splitting import split
 from truing.cli.main import cli
 from truing.core.errors import DataError
 from truing.core.trees import Origin
 from truing.data.examples import words_key
 from truing.data.records import Record, read
 from truing.data.rewriting import Reading
-from truing.data.splitting import Keyed, choose_tested, split
+from truing.data.splitting import Keyed, choose_tested
 
 Row = dict[str, object]
 
@@ -25,9 +27,9 @@ def put(folder: Path, rows: list[Row], name: str = "in.jsonl") -> Path:
     return file
 
 
-def cut(file: Path, share: float = 0.25, seed: int = 0, **more: dict[str, str]) -> tuple[list[Row], list[Row]]:
+def cut(file: Path, share: float = 0.25, seed: int = 0, near: bool = False) -> tuple[list[Row], list[Row]]:
     train, test = file.with_name("train.jsonl"), file.with_name("test.jsonl")
-    split(str(file), train, test, Reading(), share=share, seed=seed, force=True, **more)
+    split(str(file), train, test, Reading(), share=share, seed=seed, near=near, force=True)
     one, other = ([dict(record.values) for record in read(str(side)).records] for side in (train, test))
     return one, other
 
@@ -87,6 +89,21 @@ def test_prompts_that_belong_together_are_on_one_side() -> None:
     assert 0 < sum(sides) < 40
     for first in range(0, 40, 4):
         assert len(set(sides[first : first + 4])) == 1
+
+
+def test_prompts_that_are_nearly_the_same_are_told_or_kept_together(tmp_path: Path) -> None:
+    rows = made.demonstrations(40)
+    alike = [{**row, "prompt": row["prompt"] + end} for row in rows for end in ("", " Please.", " Please, do.")]
+    file = put(tmp_path, alike)
+    told = split(
+        str(file), tmp_path / "a.jsonl", tmp_path / "b.jsonl", Reading(), share=0.3, seed=0, near=False, force=False
+    )
+    assert "give --near to keep them together" in told[-1]
+    train, test = cut(file, near=True)
+    starts = [{str(row["prompt"]).partition("?")[0] for row in side} for side in (train, test)]
+    assert not starts[0] & starts[1]
+    assert len(train) + len(test) == 120
+    assert len(test) % 3 == 0
 
 
 def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
