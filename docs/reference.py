@@ -152,8 +152,15 @@ def _linked(text: str) -> str:
 def command_page() -> str:
     """The help of every command."""
     parts = ["# Command line\n", _help(cli, "truing")]
-    parts += [_help(command, f"truing {name}") for name, command in cli.commands.items()]
+    parts += [help for name, command in cli.commands.items() for help in _helps(command, f"truing {name}")]
     return "\n".join(parts)
+
+
+def _helps(command: click.Command, name: str) -> Iterator[str]:
+    yield _help(command, name)
+    if isinstance(command, click.Group):
+        for below, inner in command.commands.items():
+            yield from _helps(inner, f"{name} {below}")
 
 
 def _help(command: click.Command, name: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from transformers import LlamaConfig
-from truing.audit.audit import Audit, audit
 
 from tests.audit.broken import FAULTS, Broken, Files, clean
 from tests.data.tiny import byte_level
+from truing.audit.audit import Audit, audit
 
 CHECKS = {
     *("readable", "format", "rows", "mixed", "roles", "identical_pair", "identical_after_cut", "end_token", "bos"),

@@ -248,4 +248,4 @@ def test_the_command_converts_and_its_errors_name_the_remedy(tmp_path: Path) -> 
     assert "did you mean 'messages'" in str(wrong.exception)
     odd = CliRunner().invoke(cli, [*asked, "--columns", "completion"])
     assert odd.exit_code == 2
-    assert "expected our name and the file's" in odd.output
+    assert "OURS=THEIRS" in odd.output

@@ -84,7 +84,7 @@ def encode(
             tree, cut = truncate(whole, settings.max_length, pieces.bos)
             cuts += cut
             try:
-                _check_learnable(tree, settings.max_length, bool(cut.completions))
+                check_learnable(tree, settings.max_length, bool(cut.completions))
             except RowError as fault:
                 lost.add(fault)
                 continue
@@ -257,7 +257,8 @@ def _stops_inside(example: Example, tree: Tree, loss_on: LossOn, end_tokens: fro
     return any(bool((np.isin(c.tokens[:-1], ends) & c.mask[:-1] & c.mask[1:]).any()) for c in tree.completions)
 
 
-def _check_learnable(tree: Tree, limit: int, cut: bool) -> None:
+def check_learnable(tree: Tree, limit: int, cut: bool) -> None:
+    """Raise RowError where nothing can be learned from a tree; `cut` says whether `limit` took from its completions."""
     assert tree.origin is not None
     for completion in tree.completions:
         if not completion.mask.any():

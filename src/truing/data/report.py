@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from truing.core.trees import IntArray, Origin, Tree
+from truing.core.trees import Origin, Tree
 from truing.data.truncation import Cuts
 
 
@@ -32,7 +33,7 @@ class Lengths:
     max: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | IntArray) -> Lengths:
+    def of(cls, lengths: Sequence[int] | npt.NDArray[np.integer]) -> Lengths:
         """Percentiles of a list of lengths; zeros for none."""
         if not len(lengths):
             return cls(0, 0, 0, 0)
@@ -83,7 +84,7 @@ class DataReport:
             "template": {"name": self.template, "sha256": self.template_sha256},
             "rows": {"read": self.rows_read, "used": self.rows_used},
             "trees": {"train": self.trees - self.held_out, "held_out": self.held_out},
-            "dropped": {reason: _by_file(rows) for reason, rows in self.dropped.items()},
+            "dropped": {reason: by_file(rows) for reason, rows in self.dropped.items()},
             "truncated": asdict(self.cuts),
             "tokens": {
                 "prompt": asdict(self.prompt_tokens),
@@ -102,7 +103,8 @@ def count_duplicates(trees: Iterable[Tree]) -> int:
     return len(seen) - len(set(seen))
 
 
-def _by_file(rows: Sequence[Origin]) -> dict[str, list[int]]:
+def by_file(rows: Sequence[Origin]) -> dict[str, list[int]]:
+    """Row numbers under the names of their files."""
     found: dict[str, list[int]] = {}
     for origin in rows:
         found.setdefault(origin.file, []).append(origin.row)

@@ -15,6 +15,7 @@ from truing.data.formats import Converted, Format, Guess, detect, format_named, 
 from truing.data.notations import WRITTEN, losses
 from truing.data.records import Record, Source, read, rename_columns
 from truing.data.scores import ScoreRule
+from truing.data.settings import FormatName
 from truing.data.writers import FileKind, Target, count_formulas, stored, write_rows
 
 MEND = "Mend these rows, or take them out with `truing data clean`"
@@ -24,7 +25,7 @@ MEND = "Mend these rows, or take them out with `truing data clean`"
 class Reading:
     """How files are read: their format and the names of their columns, where they have to be told."""
 
-    format: str | None = None
+    format: FormatName | None = None
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def understand(self, source: Source) -> tuple[Source, Guess]:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from truing.core.batch import Batch, Outputs
+from truing.core.label_weights import automatic_weights
 from truing.core.reduce import sum_by_completion
 from truing.objectives.base import expect_start
 from truing.objectives.judged import Judged, JudgedObjective, refuse_one_class
@@ -17,9 +18,6 @@ from truing.objectives.pairwise import NOT_THE_START
 
 POINT = "reference_point"
 """Column of one number, z0."""
-
-BALANCE = (1.0, 1.5)
-"""Where λ_D n_D / (λ_U n_U) should lie (section 4.2 of the paper's final version; its first said up to 4/3)."""
 
 
 class KTO(JudgedObjective):
@@ -58,9 +56,7 @@ class KTO(JudgedObjective):
         refuse_one_class(self.name, desirable, undesirable)
         if self.desirable_weight is not None or self.undesirable_weight is not None:
             return self
-        ratio = desirable / undesirable
-        good = max(1.0, BALANCE[0] / ratio)
-        bad = max(1.0, ratio / BALANCE[1])
+        good, bad = automatic_weights(desirable, undesirable)
         return self.model_copy(update={"desirable_weight": good, "undesirable_weight": bad})
 
     def only_ahead(self, batch: Batch) -> Sequence[bool]:

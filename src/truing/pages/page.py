@@ -87,6 +87,12 @@ def preformatted(words: str) -> Markup:
     return Markup("<pre>{}</pre>").format(text(words, limit=100_000))
 
 
+def marked(parts: Iterable[tuple[str, bool]]) -> Markup:
+    """Text whose lines and spaces count, in stretches that are marked or not."""
+    stretches = (Markup("<mark>{}</mark>" if mark else "{}").format(text(words)) for words, mark in parts)
+    return Markup('<pre class="wrap">{}</pre>').format(Markup().join(stretches))
+
+
 def figure(svg: Markup, caption: str = "", remarks: Sequence[str] = ()) -> Markup:
     """A figure over its caption, and remarks that ask for attention."""
     said = Markup("<figcaption>{}</figcaption>").format(text(caption)) if caption else Markup()
