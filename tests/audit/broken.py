@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.audit.made import (
+from tests.audit.sound import (
     FEW,
     MANY,
     Row,
@@ -497,7 +497,7 @@ def refusals_for_answers(folder: Path) -> Files:
 # What only a tokenizer and a template show. The model's folder is put into `asked` by the test.
 
 LIMIT = 768
-"""Tokens, two to three times what a row of `made` needs."""
+"""Tokens, two to three times what a row of `sound` needs."""
 
 
 def with_model(folder: Path, rows: Sequence[Row], *, template: str | None = "plain", limit: int = LIMIT) -> Files:

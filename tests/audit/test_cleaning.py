@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.audit.broken import FAULTS
-from tests.audit.made import Row, conversations, demonstrations, judgements, pairs, put
+from tests.audit.sound import Row, conversations, demonstrations, judgements, pairs, put
 from truing.audit.cleaning import WHY, Request, clean, outvoted
 from truing.cli.main import cli
 from truing.core.errors import DataError, InputError
@@ -22,7 +22,7 @@ from truing.data.examples import Comparison, Judgement
 from truing.data.records import read
 from truing.data.rewriting import Reading
 
-QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def cleaned(file: str, *, name: str = "clean.jsonl", **asked: Any) -> tuple[list[Row], list[Row]]:

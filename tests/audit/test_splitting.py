@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.audit import made
+from tests.audit import sound
 from truing.audit.splitting import split
 from truing.cli.main import cli
 from truing.core.errors import DataError
@@ -92,7 +92,7 @@ def test_prompts_that_belong_together_are_on_one_side() -> None:
 
 
 def test_prompts_that_are_nearly_the_same_are_told_or_kept_together(tmp_path: Path) -> None:
-    rows = made.demonstrations(40)
+    rows = sound.demonstrations(40)
     alike = [{**row, "prompt": row["prompt"] + end} for row in rows for end in ("", " Please.", " Please, do.")]
     file = put(tmp_path, alike)
     told = split(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from truing.core.errors import DataError
 from truing.core.trees import ExampleKind, Origin
 from truing.data.examples import Comparison, Demonstration, Example, Judgement, Message, Messages, Prompt, prompt_key
+from truing.data.format_names import FormatName
 from truing.data.formats import FORMATS, Format, detect, format_named, to_examples
 from truing.data.records import Record, Source
-from truing.data.settings import FormatName
 
 Row = dict[str, object]
 AT = Origin("f.json", 1)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import click
 
-from truing.data.settings import FormatName
+from truing.data.format_names import FormatName
 
 FILE = click.Path(path_type=Path)
 FORMAT = click.option(
@@ -208,12 +208,14 @@ def clean(
     """Write a copy of FILE without unusable rows, exact repeats and contradictions, and a log that says why."""
     from truing.audit.cleaning import Request
     from truing.audit.cleaning import clean as write_clean
+    from truing.audit.terminal import follow
     from truing.core.text import harmless
     from truing.data.rewriting import Reading
+    from truing.training.progress import reporter
 
     reading = Reading(format, _pairs(columns))
     request = Request(file, reading, purpose, model, template, max_length, near, contradictions)
-    for line in write_clean(request, output, log, force=force, on_progress=lambda what, done, total: None):
+    for line in write_clean(request, output, log, force=force, on_progress=follow(reporter())):
         click.echo(harmless(line))
 
 

@@ -11,11 +11,11 @@ from truing.core.trees import ExampleKind, Origin
 from truing.data.conversion import FORMAT_OF, as_kind
 from truing.data.examples import Example, Prompt
 from truing.data.faults import RowError, counted, rows_text
+from truing.data.format_names import FormatName
 from truing.data.formats import Converted, Format, Guess, detect, format_named, given, to_examples
 from truing.data.notations import WRITTEN, losses
 from truing.data.records import Record, Source, read, rename_columns
 from truing.data.scores import ScoreRule
-from truing.data.settings import FormatName
 from truing.data.writers import FileKind, Target, count_formulas, stored, write_rows
 
 MEND = "Mend these rows, or take them out with `truing data clean`"
