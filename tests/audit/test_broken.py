@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
 
 from tests.audit.broken import FAULTS, Broken, Files, clean
-from tests.data.tiny import byte_level
+from tests.audit.folder import model_folder
 from truing.audit.audit import Audit, audit
 
 CHECKS = {
@@ -22,15 +21,7 @@ CHECKS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a tokenizer and a configuration: what a check needs of a model."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = byte_level(bos=True)
-    tokenizer.save_pretrained(folder)
-    LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    ).save_pretrained(folder)  # fmt: skip
-    return str(folder)
+    return model_folder(tmp_path_factory.mktemp("model"))
 
 
 def check(files: Files, model: str) -> Audit:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.audit.broken import FAULTS
-from tests.audit.sound import Row, conversations, demonstrations, judgements, pairs, put
+from tests.audit.folder import model_folder
+from tests.audit.sound import FEW, Row, conversations, demonstrations, judgements, pairs, put
 from truing.audit.cleaning import WHY, Request, clean, outvoted
 from truing.cli.main import cli
 from truing.core.errors import DataError, InputError
@@ -134,6 +137,16 @@ def test_a_copy_no_longer_has_the_fault(fault: Any, tmp_path: Path) -> None:
         assert [row for row, _ in dropped(entries)] == sorted(fault.rows)
 
 
+def test_with_a_model_pairs_that_differ_behind_the_limit_go_too(tmp_path: Path) -> None:
+    (fault,) = (fault for fault in FAULTS if fault.check == "identical_after_cut")
+    files = fault.make(tmp_path)
+    asked = {**files.asked, "model": model_folder(tmp_path / "model")}
+    kept, entries = cleaned(files.paths[0], **asked)
+    assert dropped(entries) == [(31, "identical_after_cut")]
+    assert len(kept) == len(pairs(FEW)) - 1
+    assert cleaned(files.paths[0])[1] == []
+
+
 @pytest.mark.parametrize("name", ["clean.csv", "clean.parquet", "clean.json.gz"])
 def test_a_copy_may_be_of_another_type(name: str, tmp_path: Path) -> None:
     rows = pairs(20)
@@ -159,6 +172,21 @@ def test_scores_are_converted_first(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n // 2}", "response": f"x{n}", "score": rng.random()} for n in range(20)]
     with pytest.raises(DataError, match="rows are scores; make comparisons or judgements of them first"):
         cleaned(put(tmp_path, rows))
+
+
+def test_without_a_model_nothing_here_needs_torch(tmp_path: Path) -> None:
+    file = put(tmp_path, pairs(20))
+    commands = [
+        ["clean", file, "--output", str(tmp_path / "a.jsonl")],
+        ["split", file, "--output", str(tmp_path / "b")],
+        ["convert", file, "--to", "hh", "--output", str(tmp_path / "c.csv"), "--lossy"],
+    ]
+    code = (
+        "import sys\nfrom truing.cli.main import cli\n"
+        f"for words in {commands!r}:\n    cli.main(['data', *words], standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
 def test_the_command_tells_what_it_dropped_and_where_it_says_why(tmp_path: Path) -> None:

@@ -159,9 +159,14 @@ def _refusal(rows: Rows, goal: Format) -> str:
 
 
 def _losses_told(rows: Rows) -> list[str]:
-    lost = [f"lost: {what}, in {counted(len(at), 'row')} ({rows_text(at)})" for what, at in rows.lost.items()]
-    out = [f"left out: {counted(len(at), 'row')} ({rows_text(at)}): {why}" for why, at in rows.refused.items()]
-    return lost + out
+    lost = [f"lost: {what}, in {_named(at)}" for what, at in rows.lost.items()]
+    return lost + [f"left out: {_named(at)}: {why}" for why, at in rows.refused.items()]
+
+
+def _named(rows: Sequence[Origin]) -> str:
+    """How many rows, and which; a row that became two examples is one."""
+    once = list(dict.fromkeys(rows))
+    return f"{counted(len(once), 'row')} ({rows_text(once)})"
 
 
 def _detail(fault: RowError) -> str:
