@@ -112,6 +112,11 @@ def no_such_file(folder: Path) -> Files:
 
 
 @planted("readable", STOP)
+def tested_on_a_file_that_is_not_there(folder: Path) -> Files:
+    return files(folder, pairs(FEW), test=(str(folder / "absent.jsonl"),))
+
+
+@planted("readable", STOP)
 def an_empty_file(folder: Path) -> Files:
     return raw(folder, "rows.jsonl", b"")
 
@@ -224,6 +229,11 @@ def a_row_without_rejected(folder: Path) -> Files:
 @planted("rows", STOP, rows=[9])
 def a_null_answer(folder: Path) -> Files:
     return files(folder, changed(demonstrations(FEW), at9={"completion": None}))
+
+
+@planted("rows", STOP, rows=[4])
+def a_null_prompt(folder: Path) -> Files:
+    return files(folder, changed(pairs(FEW), at4={"prompt": None}))
 
 
 @planted("rows", STOP, rows=[4])
@@ -352,6 +362,11 @@ def six_percent_twice(folder: Path) -> Files:
 def a_quarter_twice(folder: Path) -> Files:
     rows = demonstrations(FEW - 75)
     return files(folder, rows + rows[:75])
+
+
+@planted("duplicates", STRONG)
+def the_same_rows_in_two_files(folder: Path) -> Files:
+    return Files((put(folder, pairs(FEW), "one.jsonl"), put(folder, pairs(FEW), "two.csv")))
 
 
 @planted("near_duplicates", WARN)
@@ -535,6 +550,22 @@ def a_pair_that_differs_behind_the_limit(folder: Path) -> Files:
 def end_tokens_inside_answers(folder: Path) -> Files:
     rows = demonstrations(FEW)
     return with_model(folder, every(rows, 10, lambda row: row.update(completion="Yes.</s> " + row["completion"])))
+
+
+@planted("end_token", ANY_WARNING | STOP)
+def a_template_without_an_end_token(folder: Path) -> Files:
+    template = folder / "endless.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return with_model(folder, conversations(FEW), template=str(template))
+
+
+@planted("bos", ANY_WARNING | STOP, rows=range(1, FEW + 1, 10))
+def a_bos_written_into_answers(folder: Path) -> Files:
+    rows = demonstrations(FEW)
+    return with_model(folder, every(rows, 10, lambda row: row.update(completion="<s> " + row["completion"])))
 
 
 @planted("bos", ANY_WARNING | STOP)
