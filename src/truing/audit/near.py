@@ -46,17 +46,27 @@ def near_pairs(
                 yield pair
 
 
-def shingles(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """A hash of each run of `SHINGLE` words; a text of fewer words is one shingle."""
-    wide = words.astype(np.uint64)
-    if len(wide) <= SHINGLE:
-        return np.atleast_1d((wide * _MULTIPLIERS[: len(wide)]).sum(dtype=np.uint64))[: len(wide)]
-    runs = np.lib.stride_tricks.sliding_window_view(wide, SHINGLE)
-    return np.asarray(runs @ _MULTIPLIERS, dtype=np.uint64)
+def shingles(lists: WordLists, texts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """A hash of each run of `SHINGLE` words of some texts end to end, and where each text's begin and end.
+
+    A text of fewer words is one run, an empty one none.
+    """
+    lengths = lists.lengths[texts]
+    counts = np.where(lengths > 0, np.maximum(lengths - SHINGLE + 1, 1), 0)
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), counts.cumsum()])
+    inside = np.arange(ends[-1]) - np.repeat(ends[:-1], counts)
+    left = np.repeat(lengths, counts) - inside
+    places = np.repeat(lists.ends[texts], counts) + inside
+    last = len(lists.words) - 1
+    hashes = np.zeros(len(places), dtype=np.uint64)
+    for step, multiplier in enumerate(_MULTIPLIERS):
+        words = lists.words[np.minimum(places + step, last)].astype(np.uint64)
+        hashes += np.where(step < left, words, np.uint64(0)) * multiplier
+    return hashes, ends
 
 
 def _similar(lists: WordLists, a: int, b: int) -> bool:
-    one, other = np.unique(shingles(lists.of_text(a))), np.unique(shingles(lists.of_text(b)))
+    one, other = (np.unique(shingles(lists, np.array([text]))[0]) for text in (a, b))
     if min(len(one), len(other)) < SIMILAR * max(len(one), len(other)):
         return False
     common = len(np.intersect1d(one, other, assume_unique=True))
@@ -71,25 +81,22 @@ def _signatures(
 
     parts = []
     for start in range(0, len(items), CHUNK):
-        hashes = [
-            np.concatenate([np.empty(0, np.uint64), *(shingles(lists.of_text(text)) for text in item)])
-            for item in items[start : start + CHUNK]
-        ]
-        ends = np.concatenate([[0], np.cumsum([len(each) for each in hashes])]).astype(np.uint64)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashes), ends, HASHES, SEED)
-        on_progress(min(start + CHUNK, len(items)), len(items))
+        texts = np.array(items[start : start + CHUNK], dtype=np.int64)  # [I, texts of an item]
+        hashes, ends = shingles(lists, texts.ravel())
+        of_items = ends[:: texts.shape[1]].astype(np.uint64)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, of_items, HASHES, SEED)
         parts.append(np.array(matrix.to_rows(), dtype=np.uint32))
+        on_progress(min(start + CHUNK, len(items)), len(items))
     return np.concatenate(parts)
 
 
 def _candidates(signatures: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
     """Pairs that agree in a band: each member of a bucket with its first and with the one before it."""
+    mixers = np.random.default_rng(SEED).integers(2**64, size=ROWS, dtype=np.uint64)
     for band in range(BANDS):
-        keys = np.ascontiguousarray(signatures[:, band * ROWS : (band + 1) * ROWS]).view(f"V{4 * ROWS}").ravel()
-        _, buckets = np.unique(keys, return_inverse=True)
-        order = np.argsort(buckets, kind="stable")
-        sorted_buckets = buckets[order]
-        begins = np.concatenate([[True], sorted_buckets[1:] != sorted_buckets[:-1]])
+        keys = signatures[:, band * ROWS : (band + 1) * ROWS].astype(np.uint64) @ mixers
+        order = np.argsort(keys, kind="stable")
+        begins = np.concatenate([[True], keys[order][1:] != keys[order][:-1]])
         first = order[np.flatnonzero(begins)[begins.cumsum() - 1]]
         for place in np.flatnonzero(~begins).tolist():
             yield int(first[place]), int(order[place])

@@ -153,7 +153,7 @@ def length_bias_finding(material: Material, lengths: npt.NDArray[np.int64], unit
     distance = max(longer.value, 1 - longer.value)
     chance = longer.low <= 0.5 <= longer.high
     level = "ok" if chance else graded(distance, LONGER_WARN, LONGER_STRONG)
-    if level == "ok" and max(ratio, 1 / ratio) > RATIO_WARN:
+    if level == "ok" and max(ratio, 1 / ratio) > RATIO_WARN and _differ_beyond_chance(chosen - rejected):
         level = "warn"
     sentence = (
         f"the longer answer wins {percent(longer.value)} of the pairs ({percent(longer.low)} to {percent(longer.high)})"
@@ -170,3 +170,10 @@ def length_bias_finding(material: Material, lengths: npt.NDArray[np.int64], unit
     return Finding(
         "length_bias", level, sentence, remedy, material.rows(following), material.quotes(following), figures
     )
+
+
+def _differ_beyond_chance(differences: npt.NDArray[np.int64]) -> bool:
+    """True where the mean of int64 [P] is more than two standard errors from 0."""
+    if len(differences) < 2:
+        return False
+    return bool(abs(differences.mean()) > 2 * differences.std(ddof=1) / np.sqrt(len(differences)))

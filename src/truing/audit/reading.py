@@ -37,6 +37,7 @@ class Asked:
 class Reading:
     """What could be read, and what could not."""
 
+    asked: Asked
     examples: list[Example] = field(default_factory=list)
     kinds: Counter[ExampleKind] = field(default_factory=Counter)
     """Usable rows by what they are themselves."""
@@ -125,15 +126,16 @@ class Reading:
                 {"count": len(rows), "share": len(rows) / self.rows},
             )
         several = [kind for kind, count in self.kinds.items() if count]
-        if len(several) > 1:
+        if len(several) > 1 and self.asked.kind is None:
             named = ", ".join(counted(self.kinds[kind], kind) for kind in several)
             return Finding("mixed", "warn", f"the files hold {named}", "name the method that they train with --for")
-        return Finding("mixed", "ok", f"all rows are {several[0]}s" if several else "no row could be used")
+        named = " and ".join(f"{kind}s" for kind in several)
+        return Finding("mixed", "ok", f"all rows are {named}" if several else "no row could be used")
 
 
 def read_all(paths: Sequence[str], asked: Asked) -> Reading:
     """Read every file; a limit counts the rows of all together."""
-    reading = Reading()
+    reading = Reading(asked)
     for path in paths:
         left = None if asked.limit is None else asked.limit - reading.rows
         if left == 0:
