@@ -171,7 +171,7 @@ def test_columns_come_along_and_cannot_make_it_another_format(world: tuple[Path,
     assert pairs.exception is None, pairs.output
     assert detect(read(str(best))).format.name == "prompt_completion"
     for name in strange:
-        assert name not in rows(best)[0] or name in ("completion", "text", "output"), name
+        assert name not in rows(best)[0] or name in ("completion", "text", "output", "score"), name
 
 
 def test_a_blank_best_is_left_out_and_a_cut_one_is_told(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from truing.audit.shortcut import score_pairs, shortcut_finding
 from truing.audit.writing import text_finding
 from truing.core.errors import InputError
 from truing.data.decoded import DecodedRow
+from truing.data.format_names import FormatName
 from truing.data.report import by_file
-from truing.data.settings import FormatName
 
 if TYPE_CHECKING:
     from truing.audit.encoded import Encoding, Measured

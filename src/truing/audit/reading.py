@@ -11,10 +11,10 @@ from truing.core.errors import DataError
 from truing.core.trees import ExampleKind, Origin
 from truing.data.examples import Example
 from truing.data.faults import RowError, counted
+from truing.data.format_names import FormatName
 from truing.data.formats import FORMATS, Guess, detect, given, to_examples
 from truing.data.records import Record, Source, read, rename_columns
 from truing.data.rows import has
-from truing.data.settings import FormatName
 
 IDENTICAL = "identical answers"
 ROLES = ("no user turn", "no answer at the end", "unknown role", "tool turns", "no single answer", "contexts differ")

@@ -39,7 +39,11 @@ AT_ONCE = 256
 
 OWN = ("prompt", "completion", "score", "sample", "tokens", "ended", "rewards")
 """Columns that are written."""
-OTHER_FORMATS = ("chosen", "rejected", "label", "kto_tag", "messages", "conversations", "instruction")
+OTHER_FORMATS = (
+    *("chosen", "rejected", "label", "kto_tag", "thumbs", "feedback", "messages", "conversations", "instruction"),
+    *("response", "response_a", "response_b", "conversation_a", "conversation_b", "winner"),
+    *("completions", "responses", "answers", "ranks", "scores", "overall_score", "rating", "helpfulness"),
+)
 """Columns by which rows would be taken for something else than prompts and completions."""
 SOURCE = "source_"
 """Put before the name of a row's own column that is one of these."""

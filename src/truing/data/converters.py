@@ -90,17 +90,18 @@ def prompt_completion(record: Record) -> Example:
 def judgement(record: Record) -> Example:
     """One answer and whether it is desirable; in a conversation it is the last answer that was judged."""
     desirable = rows.label(record)
-    if rows.has(record, "completion"):
-        asked, answer = _pair(rows.words(record, "prompt"), rows.words(record, "completion"))
+    column = next((name for name in ("completion", "response") if rows.has(record, name)), None)
+    if column is not None:
+        asked, answer = _pair(rows.words(record, "prompt"), rows.words(record, column))
         if not isinstance(asked, str):
             rows.check_prompt(asked, record.origin)
-        rows.check_one_answer(answer, "completion", record.origin)
+        rows.check_one_answer(answer, column, record.origin)
         return Judgement(asked, answer, desirable, record.origin)
     if rows.has(record, "instruction"):
         whole = (*alpaca_prompt(record), Message("assistant", rows.answer_text(record, "output")))
     else:
-        column = "messages" if rows.has(record, "messages") else "conversations"
-        whole = (*_system(record), *rows.messages(record, column))
+        turns = "messages" if rows.has(record, "messages") else "conversations"
+        whole = (*_system(record), *rows.messages(record, turns))
     rows.demonstration(whole, record.origin)  # raises where it is not a conversation that ends in an answer
     return Judgement(whole[:-1], whole[-1:], desirable, record.origin)
 

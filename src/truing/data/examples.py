@@ -86,4 +86,9 @@ def prompt_key(example: Example) -> str:
     words = example.prompt
     if isinstance(example, Demonstration) and not words:
         words = example.completion
+    return words_key(words)
+
+
+def words_key(words: Words) -> str:
+    """A SHA-256 that is shared by the same words alone."""
     return hashlib.sha256(repr(words).encode()).hexdigest()

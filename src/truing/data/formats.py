@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from truing.core.errors import DataError, suggest
 from truing.core.trees import ExampleKind
-from truing.data import converters
+from truing.data import converters, scores
 from truing.data.conversion import both_judged, chosen_answer
 from truing.data.converters import HH_ASSISTANT
 from truing.data.examples import Comparison, Example, Prompt, Words
 from truing.data.faults import Faults, RowError
 from truing.data.records import Record, Source
-from truing.data.rows import CHOSEN_ALONE, has
+from truing.data.rows import CHOSEN_ALONE, LABEL_NAMES, has
+from truing.data.scores import Scored, ScoreRule, from_scores
+
+T = TypeVar("T")
 
 SAMPLE = 100
 """Rows that a guess looks at."""
@@ -25,15 +29,17 @@ class Format:
 
     name: str
     kind: ExampleKind
-    """What its rows are."""
+    """What its rows are; of scored answers, what is drawn from them."""
     needs: tuple[tuple[str, ...], ...]
     """Sets of columns; a file has the format when it has all columns of one set."""
-    read: Callable[[Record], Example]
+    read: Callable[[Record], Example | Scored]
     optional: tuple[str, ...] = ()
     read_prompt: Callable[[Record], Words] | None = None
     """Reads only the prompt where a row without an answer will do."""
     fits: Callable[[Record], bool] = lambda record: True
     """Tells formats with the same columns apart by a row's values."""
+    scored: bool = False
+    """Its rows are answers with scores: `Scored`, of which a rule makes examples."""
 
     @property
     def needs_text(self) -> str:
@@ -71,6 +77,11 @@ def _is_not_half_a_pair(record: Record) -> bool:
     return not has(record, "chosen")
 
 
+def _answers_are_listed(record: Record) -> bool:
+    lists = [record.values[name] for name in ("answers", "completions", "responses") if has(record, name)]
+    return all(isinstance(value, (list, tuple)) for value in lists)
+
+
 FORMATS: tuple[Format, ...] = (
     Format(
         "llamafactory_comparison",
@@ -102,9 +113,38 @@ FORMATS: tuple[Format, ...] = (
             (*row, mark)
             for row in (("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output"))
             for mark in ("label", "kto_tag")
-        ),
+        )
+        + tuple(("prompt", "response", mark) for mark in LABEL_NAMES),
         converters.judgement,
         ("input", "system", "history"),
+    ),
+    Format(
+        "arena",
+        "comparison",
+        (("conversation_a", "conversation_b", "winner"), ("prompt", "response_a", "response_b", "winner")),
+        scores.arena,
+        scored=True,
+    ),
+    Format(
+        "ranks",
+        "comparison",
+        (("prompt", "answers"), ("instruction", "answers"), ("prompt", "responses", "ranks")),
+        scores.ranks,
+        fits=_answers_are_listed,
+        scored=True,
+    ),
+    Format(
+        "scores",
+        "comparison",
+        (
+            ("prompt", "completions"),
+            ("instruction", "completions"),
+            ("prompt", "responses", "scores"),
+            *(("prompt", "response", name) for name in scores.SCORE_NAMES),
+        ),
+        scores.scores,
+        fits=_answers_are_listed,
+        scored=True,
     ),
     Format("prompt_completion", "demonstration", (("prompt", "completion"),), converters.prompt_completion),
     Format(
@@ -186,20 +226,36 @@ def detect(source: Source) -> Guess:
     )
 
 
-def to_examples(source: Source, format: Format, kind: ExampleKind, *, needed_by: str = "the objective") -> Converted:
+def to_examples(
+    source: Source,
+    format: Format,
+    kind: ExampleKind,
+    *,
+    needed_by: str = "the objective",
+    rule: ScoreRule = ScoreRule(),  # noqa: B008 (frozen)
+) -> Converted:
     """Turn a file's rows into examples of the kind that is needed, converting where nothing is made up.
 
     Rows that cannot be used are collected, not raised. Raises DataError where the format cannot give the kind at all.
     """
+    if format.scored and kind != "prompt":
+        scored, faults = _read_all(source, lambda record: (_read_scores(record, format),))
+        drawn, note = from_scores(scored, kind, rule, source.name)
+        return Converted(drawn, faults, (note,))
     convert, notes = _conversion(source, format, kind, needed_by)
-    examples: list[Example] = []
+    examples, faults = _read_all(source, convert)
+    return Converted(tuple(examples), faults, notes)
+
+
+def _read_all(source: Source, read: Callable[[Record], Iterable[T]]) -> tuple[list[T], Faults]:
+    found: list[T] = []
     faults = Faults()
     for record in source.records:
         try:
-            examples += convert(record)
+            found += read(record)
         except RowError as fault:
             faults.add(fault)
-    return Converted(tuple(examples), faults, notes)
+    return found, faults
 
 
 def _conversion(
@@ -209,7 +265,7 @@ def _conversion(
         note = f"{source.name}: only the prompts of its {format.kind}s are used"
         return lambda record: (_as_prompt(record, format),), () if format.kind == "prompt" else (note,)
     if kind == format.kind:
-        return lambda record: (format.read(record),), ()
+        return lambda record: (_read_example(record, format),), ()
     if format.kind == "comparison" and kind == "demonstration":
         note = f"{source.name}: each comparison is used as a demonstration, its chosen answer"
         return lambda record: (chosen_answer(_compared(record, format)),), (note,)
@@ -221,6 +277,18 @@ def _conversion(
         f"{_NEEDED[kind]}. {_USE[format.kind]}. If the file has such columns under other names, give data.columns "
         "or data.format"
     )
+
+
+def _read_example(record: Record, format: Format) -> Example:
+    example = format.read(record)
+    assert not isinstance(example, Scored)
+    return example
+
+
+def _read_scores(record: Record, format: Format) -> Scored:
+    scored = format.read(record)
+    assert isinstance(scored, Scored)
+    return scored
 
 
 def _compared(record: Record, format: Format) -> Comparison:
@@ -237,5 +305,5 @@ def _as_prompt(record: Record, format: Format) -> Prompt:
     return Prompt(words, columns, record.origin)
 
 
-def _prompt_of(example: Example) -> Words:
+def _prompt_of(example: Example | Scored) -> Words:
     return example.prompt

@@ -79,6 +79,7 @@ def read_text(content: bytes, name: str) -> list[Row]:
 
 def read_csv(content: bytes, name: str) -> list[Row]:
     """Read comma-separated values under a header line; all values stay strings."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # Python's own limit is 128 KiB, short of a book
     return list(_csv_rows(_text(content, name), name))
 
 

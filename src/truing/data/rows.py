@@ -25,10 +25,15 @@ _ROLES: Mapping[str, Role] = {
 _TOOL_ROLES = {"tool", "tools", "function", "function_call", "function_response", "observation", "ipython"}
 
 _LABELS: Mapping[object, bool] = {
-    **dict.fromkeys((True, 1, "true", "1", "yes", "up", "good", "desirable"), True),
-    **dict.fromkeys((False, 0, -1, "false", "0", "-1", "no", "down", "bad", "undesirable"), False),
+    **dict.fromkeys((True, 1, "true", "1", "yes", "up", "good", "desirable", "thumbs_up", "like", "👍"), True),
+    **dict.fromkeys(
+        (False, 0, -1, "false", "0", "-1", "no", "down", "bad", "undesirable", "thumbs_down", "dislike", "👎"), False
+    ),
 }
 """A label has to be one of these; 1 and 1.0 are one key."""
+
+LABEL_NAMES = ("label", "kto_tag", "thumbs", "feedback")
+"""Columns that may hold a label; the last two are those of logs."""
 
 
 def has(record: Record, column: str) -> bool:
@@ -105,11 +110,11 @@ def message(value: object, where: str, origin: Origin) -> Message:
         raise RowError(
             origin,
             "tool turns",
-            f"{where} is a tool turn ('{_short(name)}'); tool use is not trained here",
+            f"{where} is a tool turn ('{short(name)}'); tool use is not trained here",
         )
     if key not in _ROLES:
         raise RowError(
-            origin, "unknown role", f"{where} has the role '{_short(name)}'; expected user, assistant or system"
+            origin, "unknown role", f"{where} has the role '{short(name)}'; expected user, assistant or system"
         )
     return Message(_ROLES[key], _as_text(content, f"the content of {where}", origin))
 
@@ -168,8 +173,8 @@ def check_one_answer(value: Words, name: str, origin: Origin) -> None:
 
 def label(record: Record) -> bool:
     """The row's label, read strictly: a value that is not clearly good or bad is a fault."""
-    name = "label" if has(record, "label") else "kto_tag"
-    if not has(record, name):
+    name = next((name for name in LABEL_NAMES if has(record, name)), None)
+    if name is None:
         missing(record, "label")
     value = record.values[name]
     key = value.strip().lower() if isinstance(value, str) else value
@@ -177,7 +182,7 @@ def label(record: Record) -> bool:
         raise RowError(
             record.origin,
             "unknown label",
-            f"'{name}' is {_short(repr(value))}; expected true or false, "
+            f"'{name}' is {short(repr(value))}; expected true or false, "
             "or one of 1/0, 1/-1, yes/no, up/down, good/bad, desirable/undesirable",
         )
     return _LABELS[key]
@@ -185,23 +190,33 @@ def label(record: Record) -> bool:
 
 def margin(record: Record) -> float | None:
     """How much better the chosen answer is: `margin`, or the difference of two scores; None without either."""
-    if has(record, "margin"):
+    if _filled(record, "margin"):
         return _number(record, "margin")
-    if has(record, "score_chosen") and has(record, "score_rejected"):
+    if _filled(record, "score_chosen") and _filled(record, "score_rejected"):
         return _number(record, "score_chosen") - _number(record, "score_rejected")
     return None
 
 
-def _number(record: Record, column: str) -> float:
-    value = record.values[column]
-    if isinstance(value, str) and not value.strip():
-        return 0.0
+def finite(value: object) -> float:
+    """A number, also one written as text; NaN for everything that is not a finite number."""
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
     except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise RowError(record.origin, "wrong type", f"'{column}' is {_short(repr(value))}; expected a finite number")
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _filled(record: Record, column: str) -> bool:
+    """As `has`, where a blank cell of a CSV is no number either."""
+    value = record.values.get(column)
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
+def _number(record: Record, column: str) -> float:
+    value = record.values[column]
+    number = finite(value)
+    if math.isnan(number):
+        raise RowError(record.origin, "wrong type", f"'{column}' is {short(repr(value))}; expected a finite number")
     return number
 
 
@@ -219,7 +234,7 @@ def _kind(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return f"the number {_short(repr(value))}"
+        return f"the number {short(repr(value))}"
     names = {"list": "a list", "tuple": "a list", "dict": "an object", "bytes": "bytes", "str": "text"}
     return names.get(type(value).__name__, f"a {type(value).__name__}")
 
@@ -228,5 +243,6 @@ def _blank(name: str, value: str) -> str:
     return f"'{name}' is {'blank' if value else 'empty'}; an answer has to have text"
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
+    """Text of a row cut to what a message has room for."""
     return value if len(value) <= 40 else value[:37] + "..."

@@ -7,20 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from truing.core.settings import Settings
-
-FormatName = Literal[
-    "alpaca",
-    "sharegpt",
-    "messages",
-    "text",
-    "prompt_completion",
-    "comparison",
-    "alpaca_comparison",
-    "hh",
-    "llamafactory_comparison",
-    "judgement",
-    "prompt",
-]
+from truing.data.format_names import FormatName
 
 LossOn = Literal["assistant", "last", "all"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from truing.core.errors import MachineError, RunError
+from truing.core.files import write_whole
 
 OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "tensorboard", "wandb", "mlflow")
 OWN_FILES = (
@@ -149,12 +150,7 @@ def _is_ours(entry: Path) -> bool:
 
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all: to a neighbour first, then renamed."""
-    staging = target.with_name(f".{target.name}.part")
-    with staging.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    staging.replace(target)
+    write_whole({target: text.encode("utf-8")})
 
 
 def publish(staging: Path, target: Path) -> None:
