@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from truing.cli.plan import plan
 from truing.core.errors import GuardError, TruingError
 from truing.core.text import harmless
 
@@ -424,6 +425,9 @@ def methods(name: str | None) -> None:
     from truing.build.methods import describe, overview
 
     click.echo(describe(name) if name else overview())
+
+
+cli.add_command(plan)
 
 
 def main() -> None:
