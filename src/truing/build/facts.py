@@ -51,13 +51,11 @@ def _adapter_of(ready: Assembled) -> AdapterSettings | None:
 
 
 def _planned(ready: Assembled, trained: int) -> dict[str, Any]:
-    module = ready.built.loaded.module
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return {
         "steps": ready.total_steps,
         "rows": ready.plan.rows_seen(),
         "tokens_per_pass": sum(ready.plan.sizes),
         "longest_row_tokens": max(ready.plan.sizes),
         "trained_parameters": trained,
-        "bytes": {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained},
+        **({} if ready.forecast is None else ready.forecast.as_json()),
     }

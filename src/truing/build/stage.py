@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from truing.build.facts import write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.model_card import model_card
+from truing.build.planning import plan_of, tell
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.result import write_final
 from truing.build.rollout_stage import (
@@ -40,6 +41,7 @@ from truing.objectives.base import Objective
 from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
+from truing.planner.plan import Plan as Forecast
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
 from truing.training.evaluation import evaluate
@@ -77,6 +79,8 @@ class Assembled:
     optim: OptimSettings
     general: GeneralText | None = None
     """What forgetting is measured on."""
+    forecast: Forecast | None = None
+    """Predicted memory and time; None for a model that the planner does not know."""
 
     @property
     def lora(self) -> bool:
@@ -123,7 +127,8 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         check_room(trees, stage.rollout.max_new_tokens, built.model.max_positions, start.model)
         steps = total_steps(stage, rollout_plan(stage, objective), len(dataset.train))
     general = encode_text(stage.forgetting, built, dataset.template, reporter)
-    return Assembled(stage, objective, built, dataset, plan, steps, optim, general)
+    ready = Assembled(stage, objective, built, dataset, plan, steps, optim, general)
+    return replace(ready, forecast=plan_of(ready))
 
 
 def run_stage(
@@ -164,6 +169,7 @@ def introduce(ready: Assembled, reporter: Reporter) -> None:
     reporter.say(f"{stage.name}: {ready.objective.name} on {built.start.model}, {how}, {dtype}, {built.device}")
     for line in report.lines():
         reporter.say(f"  {harmless(line)}")
+    tell(ready.forecast, reporter)
     if isinstance(ready.objective, RolloutObjective):
         _introduce_rollouts(ready, ready.objective, reporter)
         return

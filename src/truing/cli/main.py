@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from truing.cli.data import data
+from truing.cli.plan import plan
 from truing.core.errors import GuardError, TruingError
 from truing.core.text import harmless
 
@@ -428,6 +429,7 @@ def methods(name: str | None) -> None:
 
 
 cli.add_command(data)
+cli.add_command(plan)
 
 
 def main() -> None:

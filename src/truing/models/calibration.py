@@ -83,12 +83,26 @@ def calibrate(device: torch.device, widths: Widths | None = None) -> Calibration
     return _measured(widths or Widths())
 
 
+def rate_of(calibration: Calibration, widths: Widths, *, bf16: bool) -> float | None:
+    """Operations a second of the products that were timed; None where none were."""
+    medium = calibration.matmul_precision == "medium"
+    seconds = calibration.seconds_medium if medium else calibration.seconds_highest
+    seconds = calibration.seconds_bf16 if bf16 else seconds
+    hidden, inner, rows = _tried(widths)
+    return None if seconds == 0 else 4 * rows * hidden * inner / seconds
+
+
+def _tried(widths: Widths) -> tuple[int, int, int]:
+    """Sides of the weight that is tried, and tokens."""
+    hidden, inner = min(widths.hidden, ROWS), min(widths.inner, 4 * ROWS)
+    return hidden, inner, max(64, min(ROWS, int(FLOPS / (2 * hidden * inner))))
+
+
 @cache
 def _measured(widths: Widths) -> Calibration:
     """Time products at two float32 precisions and in bfloat16, and choose; the global setting stays as it was."""
     os.environ.setdefault(PRIMITIVES, KEPT_PRIMITIVES)
-    hidden, inner = min(widths.hidden, ROWS), min(widths.inner, 4 * ROWS)
-    rows = max(64, min(ROWS, int(FLOPS / (2 * hidden * inner))))
+    hidden, inner, rows = _tried(widths)
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows + REPEATS, hidden, generator=generator)
     weight = torch.randn(inner, hidden, generator=generator)

@@ -83,6 +83,17 @@ def scaling(rank: int, alpha: float, *, rslora: bool) -> float:
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
+def matches(pattern: str, path: str) -> bool:
+    """Whether a module path ends with a name, at a dot, or is matched whole by an `re:` expression.
+
+    >>> matches("q_proj", "layers.0.q_proj"), matches("proj", "layers.0.q_proj"), matches("re:.*[qv]_proj", "l.v_proj")
+    (True, False, True)
+    """
+    if pattern.startswith(PATTERN_PREFIX):
+        return re.fullmatch(pattern.removeprefix(PATTERN_PREFIX), path) is not None
+    return path == pattern or path.endswith(f".{pattern}")
+
+
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,23 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from truing.core.errors import AdapterError, suggest
 from truing.models.lora.layers import AdaptedLinear
-from truing.models.lora.settings import PATTERN_PREFIX
+from truing.models.lora.settings import matches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
-
-
-def matches(pattern: str, path: str) -> bool:
-    """Whether a module path ends with a name, at a dot, or is matched whole by an `re:` expression.
-
-    >>> matches("q_proj", "layers.0.q_proj"), matches("proj", "layers.0.q_proj"), matches("re:.*[qv]_proj", "l.v_proj")
-    (True, False, True)
-    """
-    if pattern.startswith(PATTERN_PREFIX):
-        return re.fullmatch(pattern.removeprefix(PATTERN_PREFIX), path) is not None
-    return path == pattern or path.endswith(f".{pattern}")
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,0 +1,317 @@
+"""Bytes by what they are for, at the moment of a step when there are most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from truing.models.lora.settings import AdapterSettings
+from truing.planner.activations import (
+    WIDE,
+    Formats,
+    Kept,
+    input_is_kept,
+    kept_by_last_norm,
+    kept_of_layer,
+    kept_outside,
+    not_kept_at_the_bottom,
+)
+from truing.planner.architecture import SCORE, Architecture
+from truing.planner.setting import Micro, Setting, Work
+
+BYTES = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}
+"""Of a stored weight. NF4: half a byte, and a float32 scale for 64 weights that is itself stored in 8 bits
+(arXiv:2305.14314, section 3)."""
+
+MOMENTS = 2 * WIDE
+"""AdamW's, in float32."""
+
+CHUNK = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+"""Bytes of float32 logits at a time, and FEWEST rows whatever they weigh: as the log-probs are computed."""
+
+FEWEST = 64
+
+CACHE_TOKENS = 32_768
+"""Tokens whose keys and values are kept at a time."""
+
+PROCESS = {"cpu": 620_000_000, "cuda": 1_000_000_000}
+"""CPU: Python with torch and transformers before a model is loaded, measured. GPU: the driver's context, workspaces of
+libraries and what the allocator cannot use; an estimate, to be replaced where a GPU is at hand."""
+
+SCORES = 4
+"""Tensors of attention scores at once where they are computed one by one: two kept, two gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The moment with the most bytes, and what they are."""
+
+    moment: str
+    terms: Mapping[str, int]
+    """Bytes by what they are for, in the order of a table; none is zero."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms.values())
+
+    @property
+    def largest_to_grow(self) -> str:
+        """The largest term besides what is there from the start."""
+        growing = {name: value for name, value in self.terms.items() if name not in ("process", "weights")}
+        return max(growing, key=lambda name: growing[name], default="weights")
+
+
+def predict(model: Architecture, setting: Setting, work: Work, process: int | None = None) -> Memory:
+    """What training needs at most; `process` is what the interpreter holds where that has been measured."""
+    lasting = _lasting(model, setting)
+    lasting["process"] = PROCESS[setting.device] if process is None else process
+    moments = [
+        Memory(moment, lasting | terms)
+        for micro in work.heaviest
+        for moment, terms in _Pass(model, setting, micro, several=work.several).moments()
+    ]
+    moments.append(Memory("the update", lasting | {"gradients": WIDE * trained_numbers(model, setting)}))
+    if setting.method.rollouts:
+        moments.append(Memory("writing completions", lasting | _rollout(model, setting, work)))
+    most = max(moments, key=lambda memory: memory.total)
+    return Memory(most.moment, {name: most.terms[name] for name in ORDER if most.terms.get(name, 0) > 0})
+
+
+ORDER = (
+    "weights",
+    "adapters",
+    "reference",
+    "critic",
+    "reward models",
+    "optimizer",
+    "gradients",
+    "activations",
+    "layer at work",
+    "log-probs",
+    "KV cache",
+    "process",
+)
+"""Terms in the order of a table."""
+
+
+def trained_numbers(model: Architecture, setting: Setting) -> int:
+    """Trained numbers of the policy and, where there is one, of the critic."""
+    own = _own_numbers(model, setting)
+    if not setting.method.critic:
+        return own
+    critic = own + model.hidden if setting.adapter is not None else _scorer_numbers(model)
+    return own + critic
+
+
+def weight_bytes(model: Architecture, setting: Setting) -> int:
+    """Bytes of the base as it is stored; embeddings and head stay 16-bit in a 4-bit base."""
+    numbers = _scorer_numbers(model) if setting.method.scores else model.numbers
+    if setting.base != "nf4":
+        return int(numbers * BYTES[setting.base])
+    return int(model.quantisable * BYTES["nf4"]) + 2 * (numbers - model.quantisable)
+
+
+def _own_numbers(model: Architecture, setting: Setting) -> int:
+    if setting.adapter is not None:
+        head = model.hidden if setting.method.scores and SCORE not in setting.adapter.modules_to_save else 0
+        return model.adapter_numbers(setting.adapter) + head
+    return _scorer_numbers(model) if setting.method.scores else model.numbers
+
+
+def _scorer_numbers(model: Architecture) -> int:
+    """Of the model with a score head in place of the one over the vocabulary."""
+    head = 0 if model.tied else model.head_numbers
+    return model.numbers - head - (model.vocabulary if model.family.head_bias else 0) + model.hidden
+
+
+def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
+    """What stays from the first step to the last."""
+    method, own = setting.method, _own_numbers(model, setting)
+    trained = trained_numbers(model, setting)
+    weights = weight_bytes(model, setting)
+    terms = {"weights": weights, "optimizer": MOMENTS * trained}
+    if setting.adapter is None:
+        masters = WIDE if setting.base == "bf16" else 0
+        terms["optimizer"] += masters * trained
+        if method.rollouts:
+            terms["reference"] = weights
+        if method.critic:
+            terms["critic"] = int((trained - own) * BYTES[setting.base])
+        terms["reward models"] = setting.reward_models * int(_scorer_numbers(model) * BYTES[setting.base])
+        return terms
+    terms["adapters"] = WIDE * own
+    shared = 0 if setting.share_base else weights
+    if method.moving:
+        terms["reference"] = WIDE * own
+    if method.rollouts:
+        terms["reference"] = terms.get("reference", 0) + shared
+    if method.critic:
+        terms["critic"] = WIDE * (trained - own) + shared
+    terms["reward models"] = setting.reward_models * (WIDE * own + shared)
+    return terms
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Forward and backward of one micro-batch, as a sequence of moments."""
+
+    model: Architecture
+    setting: Setting
+    micro: Micro
+    several: bool
+
+    @property
+    def adapter(self) -> AdapterSettings | None:
+        return self.setting.adapter
+
+    @cached_property
+    def formats(self) -> Formats:
+        return Formats(self.setting.activation, self.setting.device == "cpu")
+
+    @cached_property
+    def kept(self) -> list[Kept]:
+        """What each layer keeps of a token."""
+        forked = self.micro.gathered > 0
+        first = kept_of_layer(self.model, 0, self.adapter, self.formats, forked=forked)
+        if not self.model.sparse and self.adapter is None:
+            return [first] * self.model.layers
+        if not self.model.sparse and isinstance(self.adapter, AdapterSettings) and self.adapter.targets == "all-linear":
+            return [first] * self.model.layers
+        return [
+            kept_of_layer(self.model, layer, self.adapter, self.formats, forked=forked)
+            for layer in range(self.model.layers)
+        ]
+
+    def moments(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Terms of each moment that may be the highest."""
+        whole = self.adapter is None
+        present = WIDE * trained_numbers(self.model, self.setting) if self.several else 0
+        head = self._head_gradient() if whole and not self.setting.method.scores else 0
+        kept, logprobs = self._kept_when_forward_ends(), self._logprobs()
+        last_norm = self.micro.tokens * kept_by_last_norm(self.model, self.adapter, self.formats)
+        yield "the log-probs, after the forward pass", self._terms(kept + last_norm, 0, logprobs + head, present)
+        held = head if self.model.tied else 0  # until the embedding's own gradient is added to it
+        arrived = 0 if held or not whole or self.several else head
+        last = self.model.layers - 1
+        yield "the backward pass of the last layer", self._terms(kept, self._at_work(last), held, present + arrived)
+        above = 0 if self.several or not whole else WIDE * sum(self.model.layer_numbers[1:])
+        body = 0 if self.several or not whole else WIDE * sum(self.model.layer_numbers)
+        bottom = self._kept_when_backward_ends()
+        yield (
+            "the backward pass of the first layer",
+            self._terms(bottom, self._at_work(0), held, present + arrived + above),
+        )
+        if whole:
+            embedding = self.setting.activation * self.model.head_numbers
+            summed = embedding if self.model.tied else 0
+            yield "the embedding's gradient", self._terms(0, 0, held + embedding + summed, present + arrived + body)
+
+    def _terms(self, activations: int, layer: int, logprobs: int, gradients: int) -> dict[str, int]:
+        return {
+            "activations": activations,
+            "layer at work": layer,
+            "log-probs": logprobs,
+            "gradients": gradients,
+        }
+
+    def _outside(self) -> int:
+        return self.micro.tokens * kept_outside(self.model, self.formats)
+
+    def _kept_when_forward_ends(self) -> int:
+        tokens = self.micro.tokens
+        if self.setting.checkpointing:
+            return tokens * self.model.layers * self.model.hidden * self.setting.activation + self._outside()
+        spared = not_kept_at_the_bottom(self.model, self.adapter, self.formats)
+        return tokens * (sum(kept.all for kept in self.kept) - spared) + self._outside() + self._masks()
+
+    def _kept_when_backward_ends(self) -> int:
+        """What the first layer keeps; under checkpointing its input, and the rest is at work again."""
+        if self.setting.checkpointing:
+            return self.micro.tokens * self.model.hidden * self.setting.activation + self._outside()
+        return self.micro.tokens * self.kept[0].all + self._outside() + self._masks()
+
+    def _masks(self) -> int:
+        """Masks of trees that a sliding window cuts, or whose scores are explicit: once for all layers."""
+        # Explicit scores have a mask for layers with a window and one for those without, even where none is cut.
+        windowed = self.model.window is not None and (self.model.softcap or self.micro.path > self.model.window)
+        return WIDE * self.micro.squares * (int(windowed) + int(self.model.softcap))
+
+    def _at_work(self, layer: int) -> int:
+        """What a layer's own backward pass needs beside what is kept; under checkpointing all that it keeps too."""
+        tokens, e = self.micro.tokens, self.setting.activation
+        kept = self.kept[layer]
+        again = 0
+        if self.setting.checkpointing:
+            again = tokens * kept.all + self._masks()
+            again -= tokens * self.model.hidden * e if input_is_kept(self.model, self.formats) else 0
+        of_feed = tokens * e * (2 * self._widest_feed(layer) + self.model.hidden)
+        if self.adapter is None:
+            of_feed += e * self.model.down.numbers
+        return again + max(of_feed, self._attention_at_work(kept)) + self._unpacked()
+
+    def _widest_feed(self, layer: int) -> int:
+        """Width of the tensor whose gradients exist three times at once, less the one just let go of."""
+        if layer in self.model.sparse and self.model.experts is not None:
+            return self.model.experts.active * (self.model.experts.inner + self.model.hidden)
+        return self.model.inner
+
+    def _attention_at_work(self, kept: Kept) -> int:
+        """Gradients of attention, after the feed-forward and its norms have given back what they kept."""
+        tokens, e = self.micro.tokens, self.setting.activation
+        own_norms = kept.norms // 2 if self.model.family.norms > 1 else 0
+        given_back = tokens * (kept.feed + kept.product + own_norms)
+        query, keys = self.model.query, self.model.keys
+        if self.model.softcap:
+            scores = SCORES * WIDE + (e if e < WIDE else 0)
+            return scores * self.model.heads * self.micro.longest**2 + tokens * self.model.hidden * e - given_back
+        gradients = tokens * e * (2 * query + 2 * keys + self.model.hidden)
+        if self.setting.device == "cpu" and e < WIDE:  # the kernel runs in float32
+            gradients += tokens * WIDE * (4 * query + 4 * keys)
+        return gradients - given_back
+
+    def _unpacked(self) -> int:
+        """The largest matrix of a 4-bit base, unpacked for its product."""
+        if self.setting.base != "nf4":
+            return 0
+        return 2 * max(matrix.inputs * matrix.outputs for _, matrix in self.model.named_matrices())
+
+    def _head_gradient(self) -> int:
+        """The gradient of the projection to the vocabulary: summed in float32, then in the weight's format."""
+        narrow = self.setting.activation if self.setting.activation < WIDE else 0
+        single = self.micro.targets <= self._chunk_rows()
+        return self.model.head_numbers * (self.setting.activation if single else WIDE + narrow)
+
+    def _chunk_rows(self) -> int:
+        return max(FEWEST, CHUNK[self.setting.device] // (WIDE * self.model.vocabulary))
+
+    def _logprobs(self) -> int:
+        """Hidden states of the targets, their gradients, and logits a chunk at a time."""
+        e, targets = self.setting.activation, self.micro.targets
+        if self.setting.method.scores:
+            return 2 * self.micro.completions * self.model.hidden * e
+        hidden = targets * self.model.embedding * e * 2
+        rows = self._chunk_rows()
+        chunk = min(targets, rows) * self.model.vocabulary
+        narrow = e if e < WIDE else 0
+        copies = 2 if targets <= rows else 3  # the last chunk's are there until the next one's are made
+        capped = (copies + 1) * WIDE if self.model.logit_cap else 0
+        return hidden + chunk * max(copies * WIDE + narrow, capped)
+
+
+def _rollout(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
+    """Keys and values of the rows that are written together, and the logits of their next token."""
+    e = setting.activation
+    rows = work.prompts * setting.method.group
+    prompt = max(1, work.prompt)
+    each = prompt + setting.method.group * setting.new_tokens
+    at_once = max(1, min(work.prompts, CACHE_TOKENS // each))
+    rows = at_once * setting.method.group if at_once < work.prompts else rows
+    cache = at_once * each * 2 * model.layers * model.keys * e
+    layer = at_once * prompt * (2 * model.inner + 4 * model.hidden) * e
+    return {
+        "KV cache": cache,
+        "layer at work": layer,
+        "log-probs": rows * model.vocabulary * (3 * WIDE + (e if e < WIDE else 0)),
+        "gradients": WIDE * trained_numbers(model, setting),
+    }

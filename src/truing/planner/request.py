@@ -1,0 +1,181 @@
+"""What `truing plan` is asked: a recipe, or a model and a method; and the plans that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from truing.core.errors import InputError, RecipeError
+from truing.models.lora.settings import AdapterSettings
+from truing.planner.architecture import Architecture, read_architecture
+from truing.planner.machine import Machine
+from truing.planner.methods import find_method
+from truing.planner.plan import Plan, Repack, make_plan, table_settings
+from truing.planner.rows import read_sizes
+from truing.planner.setting import Base, DeviceKind, Row, Setting, Work, even_row, packed
+from truing.recipe.schema import Recipe, Stage
+
+EXAMPLES = 8
+"""Rows of a step where nothing says how many: the trainer's own default."""
+
+MICRO_TOKENS: dict[DeviceKind, int] = {"cpu": 4096, "cuda": 8192}
+"""Tokens at once where nothing says: the trainer's own defaults."""
+
+TABLE_METHODS = ("sft", "dpo", "kto", "reward", "ppo")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A model and a method without a recipe."""
+
+    model: Path
+    method: str
+    adapter: AdapterSettings | None
+    base: Base | None
+    """None: as the checkpoint is."""
+    checkpointing: bool
+    length: int
+    examples: int
+    micro_tokens: int | None
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A plan, and how its steps would be with other micro-batches."""
+
+    plan: Plan
+    repack: Repack
+    rows: str
+    """Which rows were planned for."""
+
+
+def answer(question: Question, machine: Machine | None, device: DeviceKind) -> Answer:
+    """Plan what a question asks."""
+    model = read_architecture(question.model)
+    return _answer(model, question, _setting(model, question, device), machine)
+
+
+def table(question: Question, machine: Machine | None) -> Iterator[tuple[str, str, Plan]]:
+    """Yield the plan of each method with all weights, LoRA and QLoRA, on a GPU: (method, way, plan)."""
+    model = read_architecture(question.model)
+    for name in TABLE_METHODS:
+        asked = replace(question, method=name)
+        for way, setting in table_settings(_setting(model, asked, "cuda")):
+            yield name, way, _answer(model, asked, setting, machine).plan
+
+
+def recipe_answers(recipe: Recipe, machine: Machine | None, device: DeviceKind, length: int | None) -> Iterator[Answer]:
+    """Plan every stage of a recipe; with `length` its rows are taken to be that long, and no data is read."""
+    start: str | None = None
+    for stage in recipe.stages:
+        start = stage.model or start
+        if start is None:
+            raise RecipeError("the first stage names no model")
+        yield _stage_answer(stage, Path(start), machine, device, length)
+
+
+def _stage_answer(
+    stage: Stage, folder: Path, machine: Machine | None, device: DeviceKind, length: int | None
+) -> Answer:
+    if not folder.exists():
+        raise InputError(
+            f"stage {stage.name}: there is no folder {folder}; a plan needs the model's config.json on this machine: "
+            "give its path with --set model=PATH"
+        )
+    model = read_architecture(folder)
+    name = str(stage.objective["use"])
+    method, rollout = find_method(name), stage.rollout
+    method = replace(method, group=rollout.group_size or method.group, epochs=rollout.epochs or method.epochs)
+    asked: dict[str, Base] = {"fp32": "fp32", "bf16": "bf16"}
+    setting = Setting(
+        name,
+        method,
+        stage.adapter,
+        asked.get(stage.precision.dtype, _checkpoint(model)),
+        device,
+        stage.precision.gradient_checkpointing,
+        (stage.batch.micro_tokens or MICRO_TOKENS[device]) if stage.data.packing else 1,
+        rollout.max_new_tokens,
+        sum(len(reward.uses) for reward in rollout.rewards if not any(".py:" in use for use in reward.uses)),
+        rollout.share_base,
+    )
+    examples = stage.batch.examples or EXAMPLES
+    if length is not None:
+        rows = [even_row(method, length, setting.new_tokens, method.group)]
+        return _of_rows(model, setting, rows, examples, stage, machine, f"rows of {length} tokens")
+    rows = read_sizes(stage.data, name, method, folder)
+    said = f"{len(rows)} rows of {', '.join(stage.data.paths)}, counted before training"
+    return _of_rows(model, setting, rows, examples, stage, machine, said)
+
+
+def _of_rows(
+    model: Architecture,
+    setting: Setting,
+    rows: Sequence[Row],
+    examples: int,
+    stage: Stage,
+    machine: Machine | None,
+    said: str,
+) -> Answer:
+    per_step = max(examples, 1)
+    steps = stage.optim.max_steps or max(1, round(stage.optim.epochs * len(rows) / per_step))
+    if setting.method.rollouts:
+        written = (setting.new_tokens,) * setting.method.group
+        rows = [Row(row.prompt, written, sum(written)) for row in rows]
+        steps = stage.optim.max_steps or steps * setting.method.epochs
+
+    def repack(micro_tokens: int) -> Work:
+        # The longest rows together: whatever order training takes them in, no step is heavier than this one.
+        heaviest = sorted(rows, key=lambda row: -row.tokens)[:per_step]
+        return _work(setting, [heaviest, list(rows)], per_step, micro_tokens, steps, stage.rollout.mini_batches)
+
+    return Answer(make_plan(model, setting, repack, machine), repack, said)
+
+
+def _work(
+    setting: Setting, groups: Sequence[Sequence[Row]], per_step: int, micro_tokens: int, steps: int, minis: int
+) -> Work:
+    """Heaviest step first, then all rows as one, for the averages."""
+    cut = [[part for row in group for part in row.cut(micro_tokens)] for group in groups]
+    prompts = per_step * minis if setting.method.rollouts else 0
+    first = max((row.prompt for row in groups[0]), default=1)
+    most = Work.of_steps([packed(cut[0], micro_tokens)], steps, prompts=prompts, prompt=first)
+    share = per_step / max(len(groups[-1]), 1)
+    return replace(
+        most,
+        tokens=share * sum(row.tokens for row in cut[-1]),
+        targets=share * sum(row.targets for row in cut[-1]),
+        attended=share * sum(row.attended for row in cut[-1]),
+    )
+
+
+def _answer(model: Architecture, question: Question, setting: Setting, machine: Machine | None) -> Answer:
+    row = even_row(setting.method, question.length, setting.new_tokens, setting.method.group)
+
+    def repack(micro_tokens: int) -> Work:
+        return _work(setting, [[row] * question.examples], question.examples, micro_tokens, 1, 1)
+
+    said = f"rows of {question.length} tokens, half prompt and half completion"
+    return Answer(make_plan(model, setting, repack, machine), repack, said)
+
+
+def _setting(model: Architecture, question: Question, device: DeviceKind) -> Setting:
+    method = find_method(question.method)
+    return Setting(
+        question.method,
+        method,
+        question.adapter,
+        question.base or _checkpoint(model),
+        device,
+        question.checkpointing,
+        question.micro_tokens or MICRO_TOKENS[device],
+        question.new_tokens,
+        1 if method.rollouts else 0,
+    )
+
+
+def _checkpoint(model: Architecture) -> Base:
+    """The format that training keeps of a checkpoint's, where it is fast in it."""
+    return "bf16" if model.dtype in ("bfloat16", "float16") else "fp32"

@@ -1,0 +1,103 @@
+"""Plans as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from truing.core.text import harmless
+from truing.planner.cost import UTILISATION
+from truing.planner.machine import GIB
+from truing.planner.memory import trained_numbers
+from truing.planner.plan import Change, Plan, largest_that_fits, smallest_changes
+from truing.planner.request import Answer
+
+NOT_YET = "this version does not train a 4-bit base yet"
+
+
+def lines(answer: Answer) -> Iterator[str]:
+    """What is planned, its memory term by term, whether it fits, what would, and how long it takes."""
+    plan = answer.plan
+    setting = plan.setting
+    yield f"{setting.name} on {harmless(plan.model.name)} ({plan.model.kind}, {plan.model.numbers:,} weights)"
+    how = "all weights" if setting.adapter is None else f"LoRA rank {setting.adapter.rank}"
+    again = ", activations computed again" if setting.checkpointing else ""
+    yield f"  {how}, {setting.base}, {setting.device}{again}; {trained_numbers(plan.model, setting):,} trained"
+    yield f"  {harmless(answer.rows)}; at most {setting.micro_tokens:,} tokens at once"
+    if not setting.trains:
+        yield f"  {NOT_YET}"
+    yield ""
+    for name, value in plan.memory.terms.items():
+        yield f"  {name:<16}{gib(value):>11}"
+    yield f"  {'together':<16}{gib(plan.memory.total):>11}  most in {plan.memory.moment}"
+    yield ""
+    yield from _fit(answer)
+    yield from _time(plan)
+
+
+def _fit(answer: Answer) -> Iterator[str]:
+    plan = answer.plan
+    if plan.machine is None:
+        yield "  --gpu NAME or SIZE, or --device cpu, says whether this fits"
+        return
+    there = f"{gib(plan.machine.memory).strip()} of {plan.machine.name}"
+    if plan.fits:
+        yield f"  fits into the {there}"
+        best = largest_that_fits(plan, answer.repack)
+        if best is not None and best.setting.micro_tokens > plan.setting.micro_tokens:
+            yield f"  so would batch.micro_tokens={best.setting.micro_tokens} ({gib(best.memory.total).strip()})"
+        return
+    yield f"  does not fit into the {there}"
+    found = list(smallest_changes(plan, answer.repack))
+    for change in found:
+        yield f"  smallest change that does: {_said(change)} ({gib(change.memory.total).strip()})"
+    if not found:
+        yield "  no setting does: take a smaller model, shorter rows (data.max_length), or more memory"
+
+
+def _said(change: Change) -> str:
+    return change.arguments if change.possible else f"{change.arguments} over a 4-bit base; {NOT_YET}"
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    cost = plan.cost
+    shares = ", ".join(f"{name} {value / cost.step:.0%}" for name, value in cost.parts.items())
+    yield f"  a step computes {cost.step / 1e12:,.3g} TFLOP: {shares}"
+    if cost.seconds is not None:
+        yield (
+            f"  {cost.steps} steps take about {_duration(cost.seconds)} at {UTILISATION:.0%} of "
+            f"{(cost.rate or 0) / 1e12:,.3g} TFLOP/s"
+        )
+
+
+def table_lines(cells: Iterable[tuple[str, str, Plan]]) -> Iterator[str]:
+    """Methods by ways of training, in GiB; what does not fit is marked."""
+    rows: dict[str, dict[str, Plan]] = {}
+    for method, way, plan in cells:
+        rows.setdefault(method, {})[way] = plan
+    ways = list(next(iter(rows.values()), {}))
+    yield f"  {'':<8}" + "".join(f"{way:>14}" for way in ways)
+    for method, plans in rows.items():
+        yield f"  {method:<8}" + "".join(f"{_cell(plans[way]):>14}" for way in ways)
+    yield ""
+    if any(plan.fits is False for plans in rows.values() for plan in plans.values()):
+        yield "  x: does not fit"
+    yield f"  QLoRA: NF4 base, 16-bit embeddings and head; {NOT_YET}"
+
+
+def _cell(plan: Plan) -> str:
+    return gib(plan.memory.total).strip() + (" x" if plan.fits is False else "")
+
+
+def gib(value: float) -> str:
+    """Bytes as a person compares them with a card: binary gigabytes.
+
+    >>> gib(24 * 2**30), gib(3 * 2**20)
+    ('24.0 GiB', '3 MiB')
+    """
+    return f"{value / GIB:,.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:,.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
