@@ -24,6 +24,7 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/python docs/advice.py --check
 
 format: venv
 	$(BIN)/ruff check --fix .
@@ -31,6 +32,7 @@ format: venv
 
 docs: venv
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/advice.py
 
 # make bench PAIRS=pairs.json DEMONSTRATIONS=demonstrations.json JUDGEMENTS=judgements.json; benchmarks/README.md says
 # what they hold.

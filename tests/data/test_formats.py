@@ -309,6 +309,14 @@ def test_every_conversion_is_told_in_plain_words() -> None:
     assert to_examples(source(PAIR), detect(source(PAIR)).format, "comparison").notes == ()
 
 
+def test_the_desirable_answers_of_judgements_serve_as_demonstrations() -> None:
+    good = {"prompt": "q", "completion": "x", "label": True}
+    read = source(good, {**good, "completion": "y", "label": False})
+    found = to_examples(read, detect(read).format, "demonstration")
+    assert [(example.prompt, example.completion) for example in found.examples] == [("q", "x")]  # type: ignore[union-attr]
+    assert found.notes == ("f.json: only the desirable answers of its judgements are used",)
+
+
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
@@ -316,7 +324,6 @@ def test_every_conversion_is_told_in_plain_words() -> None:
         (ALPACA, "judgement"),
         ({"text": "x"}, "prompt"),
         ({"prompt": "q", "completion": "x", "label": 1}, "comparison"),
-        ({"prompt": "q", "completion": "x", "label": 1}, "demonstration"),
         ({"prompt": "q"}, "demonstration"),
     ],
 )

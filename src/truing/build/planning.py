@@ -10,7 +10,7 @@ import torch
 from truing.build.rollout_stage import rollout_plan
 from truing.core.errors import ModelError
 from truing.core.trees import Tree
-from truing.models.calibration import Calibration, Widths, rate_of
+from truing.models.calibration import Widths, rate_of
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.planner.architecture import Architecture, architecture
 from truing.planner.machine import Machine, this_cpu

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from truing.cli.advise import advise
 from truing.cli.data import data
 from truing.cli.plan import plan
 from truing.core.errors import GuardError, TruingError
@@ -430,6 +431,7 @@ def methods(name: str | None) -> None:
 
 cli.add_command(data)
 cli.add_command(plan)
+cli.add_command(advise)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from truing.core.errors import DataError, suggest
 from truing.core.trees import ExampleKind
 from truing.data import converters, scores
-from truing.data.conversion import both_judged, chosen_answer
+from truing.data.conversion import as_kind, both_judged, chosen_answer
 from truing.data.converters import HH_ASSISTANT
 from truing.data.examples import Comparison, Example, Prompt, Words
 from truing.data.faults import Faults, RowError
@@ -187,7 +187,7 @@ _NEEDED: Mapping[ExampleKind, str] = {
 _USE: Mapping[ExampleKind, str] = {
     "demonstration": "Demonstrations train sft",
     "comparison": "Comparisons train dpo and its relatives, reward and, by their chosen answers, sft",
-    "judgement": "Judgements train kto and bco",
+    "judgement": "Judgements train kto and bco and, by their desirable answers, sft",
     "prompt": "Prompts alone need a reward (ppo, grpo)",
 }
 
@@ -272,6 +272,9 @@ def _conversion(
     if format.kind == "comparison" and kind == "judgement":
         note = f"{source.name}: each comparison is used as two judgements, chosen as desirable, rejected as undesirable"
         return lambda record: both_judged(_compared(record, format)), (note,)
+    if format.kind == "judgement" and kind == "demonstration":
+        note = f"{source.name}: only the desirable answers of its judgements are used"
+        return lambda record: as_kind(_read_example(record, format), kind), (note,)
     raise DataError(
         f"{source.name}: rows are {format.kind}s ({format.name}: {format.needs_text}) but {needed_by} needs "
         f"{_NEEDED[kind]}. {_USE[format.kind]}. If the file has such columns under other names, give data.columns "
