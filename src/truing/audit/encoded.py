@@ -15,7 +15,7 @@ from truing.core.errors import TemplateError
 from truing.core.trees import IntArray, Tree
 from truing.data.decoded import DecodedRow, decoded
 from truing.data.encoding import CHUNK, UNCUT, check_learnable, draw, encode
-from truing.data.examples import Example, Prompt
+from truing.data.examples import Example, Prompt, Role
 from truing.data.faults import RowError, counted
 from truing.data.settings import DataSettings
 from truing.data.templates import REMEDY, Template
@@ -145,6 +145,19 @@ def _template(material: Material, found: Measured, encoding: Encoding) -> Findin
     if found.refused:
         return _of_faults("template", found.refused, "are refused by the template", "", REMEDY)
     template = encoding.template
+    silenced = _silenced(material, template)
+    if silenced:
+        roles = ", ".join(sorted({role for _, role in silenced}))
+        indices = sorted({index for index, _ in silenced})
+        return Finding(
+            "template",
+            "strong",
+            f"template '{template.name}' does not write all that is said: turns of {roles} are missing or changed in "
+            "the text that is trained on",
+            REMEDY,
+            material.rows(indices),
+            material.quotes(indices),
+        )
     raw = sum(isinstance(example.prompt, str) for example in material.examples)
     if template.source is None or (raw == len(material.examples) and not template.wraps_text):
         told = "raw text is used as it stands, without a template"
@@ -153,6 +166,23 @@ def _template(material: Material, found: Measured, encoding: Encoding) -> Findin
         if raw and not template.wraps_text:
             told += f"; raw text as it stands in {counted(raw, 'row')}"
     return Finding("template", "ok", told)
+
+
+def _silenced(material: Material, template: Template) -> list[tuple[int, Role]]:
+    """Turns whose words are not in the rendered text, as (example, role), in one example for each order of roles."""
+    seen: set[tuple[Role, ...]] = set()
+    found = []
+    for index, example in enumerate(material.examples):
+        asked = template.wrap(example.prompt)
+        if isinstance(asked, str) or (roles := tuple(turn.role for turn in asked)) in seen:
+            continue
+        seen.add(roles)
+        try:
+            text = template.render_prompt(asked)
+        except TemplateError:  # counted as refused
+            continue
+        found += [(index, turn.role) for turn in asked if turn.content.strip() not in text]
+    return found
 
 
 def _bos(material: Material, found: Measured, encoding: Encoding) -> Finding:
