@@ -578,6 +578,25 @@ def a_template_with_a_bos_before_every_turn(folder: Path) -> Files:
     return with_model(folder, conversations(FEW), template=str(template))
 
 
+def _rendering(folder: Path, turn: str) -> Files:
+    template = folder / "silent.jinja"
+    template.write_text(
+        f"{{% for m in messages %}}{turn}{{{{ eos_token }}}}\n{{% endfor %}}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return with_model(folder, conversations(FEW), template=str(template), limit=2048)
+
+
+@planted("template", ANY_WARNING | STOP)
+def a_template_that_leaves_the_system_message_out(folder: Path) -> Files:
+    return _rendering(folder, "{{ m.role }}: {% if m.role != 'system' %}{{ m.content }}{% endif %}")
+
+
+@planted("template", ANY_WARNING | STOP)
+def a_template_that_leaves_questions_out(folder: Path) -> Files:
+    return _rendering(folder, "{{ m.role }}: {% if m.role != 'user' %}{{ m.content }}{% endif %}")
+
+
 @planted("template", ANY_WARNING | STOP, beside=["rows", "format", "no_target"])
 def a_template_that_prompts_otherwise_than_it_renders(folder: Path) -> Files:
     template = folder / "other.jinja"

@@ -189,6 +189,10 @@ def test_a_prompt_in_train_and_test_stops_and_a_near_one_warns(tmp_path: Path) -
     shared = [*demonstrations(50, seed=5), {"prompt": rows[3]["prompt"], "completion": "yes"}]
     found = finding(audited(tmp_path, rows, test=[write(tmp_path / "shared.jsonl", shared)]), "leakage")
     assert (found.level, places(found), found.figures["share"]) == ("stop", [4], pytest.approx(1 / 51))
+    turns = [{"role": "user", "content": rows[3]["prompt"]}, {"role": "assistant", "content": "yes"}]
+    talk = write(tmp_path / "talk.jsonl", [{"messages": turns}])
+    found = finding(audited(tmp_path, rows, test=[talk]), "leakage")
+    assert (found.level, places(found)) == ("stop", [4])
 
 
 def test_texts_with_controls_broken_encodings_and_markup_are_quoted(tmp_path: Path) -> None:

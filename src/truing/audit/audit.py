@@ -106,7 +106,7 @@ def audit(
     kind = None if purpose is None else kind_for(purpose)
     encoding = None if model is None else _encoding(model, template, max_length)
     reading = read_all(paths, Asked(kind, purpose or "", columns or {}, format, limit))
-    tests = read_all(test, Asked("prompt", "a test of prompts", columns or {}, format, None)) if test else None
+    tests = read_all(test, Asked(None, "", columns or {}, format, None)) if test else None
     if tests is not None:
         reading.unreadable += tests.unreadable
         reading.unusable += tests.unusable
@@ -130,11 +130,13 @@ def audit(
 def _encoding(model: str, template: str | None, max_length: int) -> Encoding:
     from truing.audit.encoded import Encoding
     from truing.data.templates import load_template
+    from truing.data.tokens import Pieces
     from truing.models.loading import read_outline  # transformers imports torch for a tokenizer
 
     outline = read_outline(model)
     limit = min(max_length, outline.max_positions or max_length)
-    return Encoding(outline, load_template(template, outline.tokenizer), limit)
+    pieces = Pieces(outline.tokenizer, outline.end_tokens)
+    return Encoding(outline, load_template(template, outline.tokenizer), pieces, limit)
 
 
 def _checks(

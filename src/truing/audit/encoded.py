@@ -15,7 +15,7 @@ from truing.core.errors import TemplateError
 from truing.core.trees import IntArray, Tree
 from truing.data.decoded import DecodedRow, decoded
 from truing.data.encoding import CHUNK, UNCUT, check_learnable, draw, encode
-from truing.data.examples import Example, Prompt
+from truing.data.examples import Example, Prompt, Role
 from truing.data.faults import RowError, counted
 from truing.data.settings import DataSettings
 from truing.data.templates import REMEDY, Template
@@ -38,7 +38,14 @@ class Encoding:
 
     outline: Outline
     template: Template
+    pieces: Pieces
     max_length: int
+
+    @property
+    def end_names(self) -> str:
+        """The tokens that end an answer, as the tokenizer writes them."""
+        tokens = sorted(self.pieces.end_tokens)
+        return " or ".join(str(self.outline.tokenizer.convert_ids_to_tokens(token)) for token in tokens)
 
 
 @dataclass(slots=True)
@@ -62,8 +69,7 @@ def measure(
     material: Material, encoding: Encoding, show: int, on_progress: Callable[[int, int], None]
 ) -> Measured | Finding:
     """Encode all rows, a chunk at a time; a Finding where the template cannot render any."""
-    tokenizer, ends = encoding.outline.tokenizer, encoding.outline.end_tokens
-    pieces = Pieces(tokenizer, ends)
+    tokenizer, ends = encoding.outline.tokenizer, encoding.pieces.end_tokens
     whole = DataSettings(path="data", max_length=UNCUT, on_bad_row="drop")
     found = Measured(np.zeros((len(material.examples), PARTS), dtype=np.int64))
     for start in range(0, len(material.examples), CHUNK):
@@ -77,7 +83,7 @@ def measure(
             (found.identical if lost.reason.startswith("identical") else found.untrained).append(lost)
         inside = set(encoded.stops_inside)
         for offset, tree in zip(encoded.kept, encoded.trees, strict=True):
-            _look(found, start + offset, tree, pieces, encoding.max_length)
+            _look(found, start + offset, tree, encoding)
             if tree.origin in inside:
                 found.stops_inside.append(start + offset)
             if len(found.shown) < show:
@@ -93,20 +99,21 @@ def encoded_findings(material: Material, found: Measured, encoding: Encoding) ->
         _template(material, found, encoding),
         _bos(material, found, encoding),
         _end_token(material, found, encoding),
-        _of_faults("no_target", found.untrained, "have no token to train on", "every row has tokens to train on"),
+        _of_faults("no_target", found.untrained, "without a token to train on", "every row has tokens to train on"),
         _cut(material, found, encoding),
         _of_faults(
             "identical_after_cut",
             found.identical,
-            "prefer an answer to one that is the same within the limit",
+            "whose answers are the same within the limit",
             "all pairs differ within the limit",
         ),
     ]
     return [finding for finding in findings if found.encoded or finding.level != "ok"]
 
 
-def _look(found: Measured, index: int, tree: Tree, pieces: Pieces, limit: int) -> None:
+def _look(found: Measured, index: int, tree: Tree, encoding: Encoding) -> None:
     """Look at one whole tree, and at what the limit leaves of it."""
+    pieces, limit = encoding.pieces, encoding.max_length
     found.lengths[index, 0] = len(tree.prompt)
     for place, completion in enumerate(tree.completions):
         found.lengths[index, 1 + place] = len(completion.tokens)
@@ -143,8 +150,21 @@ def _holds(tokens: IntArray, token: int) -> bool:
 
 def _template(material: Material, found: Measured, encoding: Encoding) -> Finding:
     if found.refused:
-        return _of_faults("template", found.refused, "are refused by the template", "", REMEDY)
+        return _of_faults("template", found.refused, "refused by the template", "", REMEDY)
     template = encoding.template
+    silenced = _silenced(material, template)
+    if silenced:
+        roles = ", ".join(sorted({role for _, role in silenced}))
+        indices = sorted({index for index, _ in silenced})
+        return Finding(
+            "template",
+            "strong",
+            f"template '{template.name}' does not write all that is said: turns of {roles} are missing or changed in "
+            "the text that is trained on",
+            REMEDY,
+            material.rows(indices),
+            material.quotes(indices),
+        )
     raw = sum(isinstance(example.prompt, str) for example in material.examples)
     if template.source is None or (raw == len(material.examples) and not template.wraps_text):
         told = "raw text is used as it stands, without a template"
@@ -155,16 +175,32 @@ def _template(material: Material, found: Measured, encoding: Encoding) -> Findin
     return Finding("template", "ok", told)
 
 
+def _silenced(material: Material, template: Template) -> list[tuple[int, Role]]:
+    """Turns whose words are not in the rendered text, as (example, role), in one example for each order of roles."""
+    seen: set[tuple[Role, ...]] = set()
+    found = []
+    for index, example in enumerate(material.examples):
+        asked = template.wrap(example.prompt)
+        if isinstance(asked, str) or (roles := tuple(turn.role for turn in asked)) in seen:
+            continue
+        seen.add(roles)
+        try:
+            text = template.render_prompt(asked)
+        except TemplateError:  # counted as refused
+            continue
+        found += [(index, turn.role) for turn in asked if turn.content.strip() not in text]
+    return found
+
+
 def _bos(material: Material, found: Measured, encoding: Encoding) -> Finding:
-    pieces = Pieces(encoding.outline.tokenizer, encoding.outline.end_tokens)
     if not found.wrong_bos:
-        told = "every row begins with one BOS token" if pieces.adds_bos else "the tokenizer begins texts without BOS"
+        told = "every row begins with one BOS token" if encoding.pieces.adds_bos else "texts begin without BOS"
         return Finding("bos", "ok", told)
     rows = material.rows(found.wrong_bos)
     return Finding(
         "bos",
         "stop",
-        f"{counted(len(rows), 'row')} ({percent(material.share(found.wrong_bos))}) do not have exactly one BOS token "
+        f"{counted(len(rows), 'row')} ({percent(material.share(found.wrong_bos))}) without exactly one BOS token "
         f"'{encoding.outline.tokenizer.bos_token}' at their start",
         "take the token out of the texts, or out of the template: it is added to every row",
         rows,
@@ -174,14 +210,13 @@ def _bos(material: Material, found: Measured, encoding: Encoding) -> Finding:
 
 
 def _end_token(material: Material, found: Measured, encoding: Encoding) -> Finding:
-    names = [str(encoding.outline.tokenizer.convert_ids_to_tokens(token)) for token in sorted(_ends(encoding))]
     if found.endless:
         level: Level = "stop"
-        told = "end without a trained end token, so that answers never learn to stop"
+        told = "that end without a trained end token, so that answers never learn to stop"
         indices = found.endless
     elif found.stops_inside:
         level = "warn"
-        told = f"have an end token ({', '.join(names)}) inside an answer, which teaches to stop there"
+        told = f"with an end token ({encoding.end_names}) inside an answer, which teaches to stop there"
         indices = found.stops_inside
     else:
         if (first := _first_rendered(material.examples, encoding.template)) is not None and not _ends_itself(
@@ -190,11 +225,11 @@ def _end_token(material: Material, found: Measured, encoding: Encoding) -> Findi
             return Finding(
                 "end_token",
                 "warn",
-                f"template '{encoding.template.name}' ends an answer with no end token ({', '.join(names)}); training "
-                "adds one, but whatever else renders these conversations does not",
+                f"template '{encoding.template.name}' ends no answer with an end token ({encoding.end_names}); "
+                "training adds one, but whatever else renders these conversations does not",
                 "name a template that fits the model with --template, or its own by leaving that out",
             )
-        return Finding("end_token", "ok", f"every answer is trained to end with {' or '.join(names)}")
+        return Finding("end_token", "ok", f"every answer is trained to end with {encoding.end_names}")
     rows = material.rows(indices)
     share = material.share(indices)
     sentence = f"{counted(len(rows), 'row')} ({percent(share)}) {told}"
@@ -209,10 +244,6 @@ def _end_token(material: Material, found: Measured, encoding: Encoding) -> Findi
     )
 
 
-def _ends(encoding: Encoding) -> frozenset[int]:
-    return encoding.outline.end_tokens
-
-
 def _first_rendered(examples: Sequence[Example], template: Template) -> Example | None:
     """The first example that the template renders with an answer."""
     rendered = (e for e in examples if not isinstance(e, Prompt) and not isinstance(template.wrap(e.prompt), str))
@@ -221,7 +252,7 @@ def _first_rendered(examples: Sequence[Example], template: Template) -> Example 
 
 def _ends_itself(example: Example, encoding: Encoding) -> bool:
     """True where the template writes an end token behind an answer."""
-    pieces = Pieces(encoding.outline.tokenizer, _ends(encoding))
+    pieces = encoding.pieces
     try:
         branch = draw(example, encoding.template, "assistant").branches[0]
     except TemplateError:  # counted as refused

@@ -24,7 +24,7 @@ DROP = 1.92
 
 WEAKEST, WIDEST = 0.60, 0.20
 """An estimate is only told where the classifier is right more often than this and the interval is narrower than that:
-below, in trials with known rates, it was up to 10 points too high.
+below, in trials with known rates, it was up to 9 points too high.
 """
 
 NOISY = 0.05
@@ -69,7 +69,8 @@ def estimate(margins: npt.NDArray[np.float64]) -> Interval:
     as in confident learning, arXiv:1911.00068).
 
     Assumes that flips do not depend on the text and that the clearest pairs are clear indeed. Where the classifier is
-    sure and wrong the estimate is too high by as much: by 1 to 2 points in trials with noise-free labels.
+    sure and wrong the estimate is too high by as much: by up to 3 points in trials with known rates
+    (benchmarks/results/data_check.md), which the interval does not know of.
     """
     size = np.abs(margins)
     typical = float(np.median(size)) or 1.0

@@ -80,18 +80,18 @@ class Reading:
         bad = [fault for fault in self.faults if fault.reason not in other and fault.origin not in self.mixed]
         if not bad:
             return Finding("rows", "ok", "every row has what it needs")
-        return self._stop("rows", bad, "cannot be used")
+        return self._stop("rows", bad, "that cannot be used")
 
     def _roles(self) -> Finding:
         bad = [fault for fault in self.faults if fault.reason in ROLES]
         if not bad:
             return Finding("roles", "ok", "every conversation runs from a user to an answer")
-        return self._stop("roles", bad, "have turns that do not fit")
+        return self._stop("roles", bad, "with turns that do not fit")
 
     def _identical(self) -> list[Finding]:
         bad = [fault for fault in self.faults if fault.reason == IDENTICAL]
         if bad:
-            return [self._stop("identical_pair", bad, "prefer an answer to itself")]
+            return [self._stop("identical_pair", bad, "with the same answer chosen and rejected")]
         if not self.kinds["comparison"]:
             return []
         return [Finding("identical_pair", "ok", "no pair has the same answer twice")]
@@ -119,7 +119,7 @@ class Reading:
             return Finding(
                 "mixed",
                 "stop",
-                f"{counted(len(rows), 'row')} of {self.rows:,} are of another kind than their file: {named}",
+                f"{counted(len(rows), 'row')} of another kind than their file, of {self.rows:,}: {named}",
                 "put the rows of each kind into a file of their own",
                 rows,
                 tuple(f"{row}: a {kind}" for row, kind in list(self.mixed.items())[:EXAMPLES]),

@@ -9,7 +9,7 @@ from truing.audit.finding import Finding, Level, cleaning, graded, percent
 from truing.audit.material import PARTS, Material, plain
 from truing.audit.near import SHINGLE, SIMILAR, near_pairs
 from truing.audit.words import WordLists
-from truing.data.examples import Example, Judgement, prompt_key
+from truing.data.examples import Demonstration, Example, Judgement
 from truing.data.faults import counted
 
 WARN, STRONG = 0.05, 0.20
@@ -45,9 +45,9 @@ def repeats_findings(material: Material, repeats: Repeats) -> list[Finding]:
 
 def leakage_finding(material: Material, test: Sequence[Example]) -> Finding:
     """The check `leakage`: prompts that are in both the training and the test data."""
-    tested = {prompt_key(example) for example in test}
-    shared = [index for index, example in enumerate(material.examples) if prompt_key(example) in tested]
-    prompts = len({prompt_key(material.examples[index]) for index in shared})
+    tested = {_asked(example) for example in test}
+    shared = [index for index, example in enumerate(material.examples) if _asked(example) in tested]
+    prompts = len({_asked(material.examples[index]) for index in shared})
     figures = {"prompts": float(prompts), "share": prompts / len(tested)}
     rows = material.rows(shared)
     if shared:
@@ -77,16 +77,24 @@ def leakage_finding(material: Material, test: Sequence[Example]) -> Finding:
     return Finding("leakage", "ok", f"none of {counted(len(tested), 'test prompt')} is trained on", figures=figures)
 
 
+def _asked(example: Example) -> str:
+    """What an example asks, raw text and messages alike; plain text counts as its own prompt."""
+    words = example.prompt
+    if isinstance(example, Demonstration) and not words:
+        words = example.completion
+    return plain(words).strip()
+
+
 def _near_prompts(material: Material, test: Sequence[Example]) -> list[int]:
     """Indices of examples whose prompt is nearly one of the test's; test prompts stand first, so all meet them."""
-    asked = [plain(example.prompt) for example in test]
+    asked = [_asked(example) for example in test]
     first: dict[int, int] = {}
     for index, prompt in enumerate(material.prompts.tolist()):
         first.setdefault(prompt, index)
     trained = list(first.values())
     texts = [*dict.fromkeys(text for text in asked if text)]
     border = len(texts)
-    lists = WordLists.of([*texts, *(material.texts[PARTS * index] for index in trained)])
+    lists = WordLists.of([*texts, *(_asked(material.examples[index]) for index in trained)])
     pairs = near_pairs(lists, [(number,) for number in range(len(texts) + len(trained))])
     numbers = {int(material.prompts[trained[later - border]]) for earlier, later in pairs if earlier < border <= later}
     return [index for index, prompt in enumerate(material.prompts.tolist()) if prompt in numbers]

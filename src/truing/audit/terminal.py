@@ -10,6 +10,7 @@ from rich.text import Text
 from truing.audit.audit import Audit, Progress
 from truing.audit.facts import DataFacts
 from truing.audit.finding import Finding, Level, percent
+from truing.audit.purposes import KINDS
 from truing.core.interval import Interval
 from truing.core.text import harmless
 from truing.data.decoded import DecodedRow
@@ -41,7 +42,8 @@ def verdict_line(audit: Audit) -> str:
         (facts.bare_prompts, "prompt"),
     )
     held = ", ".join(counted(count, kind) for count, kind in kinds if count) or "no usable rows"
-    return f"{VERDICTS[audit.verdict][0]}: {', '.join(audit.files)}, {held}, checked for {audit.purpose}"
+    purpose = f"as {audit.purpose}s" if audit.purpose in KINDS else f"for {audit.purpose}"
+    return f"{VERDICTS[audit.verdict][0]}: {', '.join(audit.files)}, {held}, checked {purpose}"
 
 
 def show(audit: Audit, console: Console) -> None:
