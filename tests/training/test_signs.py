@@ -70,6 +70,19 @@ def test_so_many_steps_in_a_row_without_a_finite_gradient_are_told_from_single_o
     assert [(each.monitor, each.step) for each in found] == [("skipped", 2), ("non_finite", 6)]
 
 
+def test_a_reference_point_of_0_is_healthy_while_the_margin_grows() -> None:
+    grows = [0.05 * x for x in range(40)]
+    assert the_one(rows_of(kl=[0.0] * 40, rewards__margins=[0.0] * 40)).monitor == "kto_reference_point"
+    assert complaints(rows_of(kl=[0.0] * 40, rewards__margins=list(grows))) == []
+
+
+def test_desirable_answers_that_fall_much_less_than_undesirable_ones_are_healthy() -> None:
+    falls = [-0.1 * x for x in range(40)]
+    together = rows_of(kl=[0.1] * 40, rewards__chosen=[0.6 * x for x in falls], rewards__rejected=list(falls))
+    assert the_one(together).monitor == "kto_rewards"
+    assert complaints(rows_of(kl=[0.1] * 40, rewards__chosen=[0.3 * x for x in falls], rewards__rejected=falls)) == []
+
+
 def test_margins_beyond_their_limit_are_a_complaint() -> None:
     assert the_one(rows_of(rewards__margins=[1.0] * 5 + [14.0] * 10)).monitor == "margin"
     assert complaints(rows_of(rewards__margins=[9.0] * 20)) == []

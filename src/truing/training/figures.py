@@ -31,6 +31,8 @@ def column(rows: Sequence[Row], metric: str) -> tuple[npt.NDArray[np.int64], Flo
         found = [_quotient(row, "objective/entropy", "completions/length") for row in rows]
     else:
         found = [row.get(metric) for row in rows]
+    if found.count(None) == len(found):  # most figures are those of other methods
+        return np.empty(0, dtype=np.int64), np.empty(0)
     values = _floats(found)
     here = np.flatnonzero(np.isfinite(values))
     steps = _floats([rows[place].get("step") for place in here.tolist()])

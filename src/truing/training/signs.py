@@ -160,10 +160,14 @@ def learned_by_heart(rows: Sequence[Row], facts: Facts) -> Complaint | None:
     return None
 
 
-def stuck_reference_point(rows: Sequence[Row], least: int = 10) -> Complaint | None:
-    """KTO's z0, clamped at 0, which never moved or has gone back for good."""
+def stuck_reference_point(rows: Sequence[Row], least: int = 20) -> Complaint | None:
+    """KTO's z0, clamped at 0, which never moved or has gone back for good, while good and bad are not told apart.
+
+    Where they are, a z0 of 0 is common: answers to other prompts grow a little less likely in healthy runs too.
+    """
     steps, kl = column(rows, "kl")
-    if len(kl) < least or np.any(kl[len(kl) // 2 :] != 0):
+    _, margins = column(rows, "rewards/margins")
+    if len(kl) < least or np.any(kl[len(kl) // 2 :] != 0) or fall_of(-margins) > 0:
         return None
     moved = np.flatnonzero(kl)
     since = int(steps[moved[-1] + 1 if len(moved) else 0])
@@ -171,8 +175,8 @@ def stuck_reference_point(rows: Sequence[Row], least: int = 10) -> Complaint | N
         "kto_reference_point",
         "kl",
         since,
-        f"The reference point kl is 0 since step {since}: the policy is no nearer to its answers than to mismatched "
-        "ones, and the loss compares with nothing. Look at chosen and rejected log-probs; a lower optim.lr.",
+        f"The reference point kl is 0 since step {since}, and the margin of rewards does not grow: the policy is no "
+        "nearer to its answers than to mismatched ones. Look at chosen and rejected log-probs; a lower optim.lr.",
     )
 
 
@@ -202,12 +206,12 @@ def chosen_falls(rows: Sequence[Row], facts: Facts) -> Complaint | None:
 
 
 def both_rewards_fall(rows: Sequence[Row]) -> Complaint | None:
-    """KTO's sign that the policy leaves its data altogether."""
+    """KTO's sign that the policy leaves its data altogether: the good answers fall at least half as far as the bad."""
     if not any("kl" in row for row in rows):
         return None
     steps, chosen = column(rows, "rewards/chosen")
     _, rejected = column(rows, "rewards/rejected")
-    if fall_of(chosen) <= 0 or fall_of(rejected) <= 0:
+    if fall_of(chosen) <= 0 or fall_of(rejected) <= 0 or fall_of(chosen) < 0.5 * fall_of(rejected):
         return None
     return Complaint(
         "kto_rewards",
