@@ -17,7 +17,7 @@ from truing.objectives.online_dpo import OnlineDPO
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.rloo import RLOO
 from truing.rl.rewards import Answers
-from truing.training.rollouts import SILENT_ROLLOUTS, Asking, Crew, RolloutPlan, RolloutSource, Weighed
+from truing.training.rollouts import SILENT_ROLLOUTS, Asking, Crew, RolloutPlan, RolloutSource, Weighed, correlation
 
 
 class Writer:
@@ -132,3 +132,13 @@ def test_a_reward_that_never_tells_completions_apart_ends_a_run(objective: Rollo
         next(steps)
     (warning,) = rollouts.reporter.warnings  # type: ignore[attr-defined]
     assert "every completion scored the same" in warning
+
+
+def test_a_correlation_is_that_of_its_definition_and_of_constants_or_few_rows_there_is_none() -> None:
+    lengths = np.arange(10.0)
+    rewards = np.array([0.0, 2, 1, 3, 5, 4, 6, 8, 7, 9])
+    covariance = ((lengths - 4.5) * (rewards - 4.5)).mean()
+    assert correlation(rewards, lengths) == pytest.approx(covariance / (lengths.std() * rewards.std()))
+    assert correlation(-lengths, lengths) == pytest.approx(-1.0)
+    assert correlation(np.ones(10), lengths) is None
+    assert correlation(rewards[:7], lengths[:7]) is None

@@ -15,7 +15,9 @@ from truing.data.templates import Template
 from truing.objectives.base import Objective
 from truing.recipe.load import load_recipe
 from truing.recipe.schema import Stage
+from truing.training.judge_signs import START
 from truing.training.run_directory import RunDirectory
+from truing.training.trainer import RESTORED
 
 if TYPE_CHECKING:
     from truing.build.stage import Assembled
@@ -60,6 +62,19 @@ class CardFacts:
     """Held-out rows that were measured on."""
     template: Template
     end_tokens: tuple[str, ...]
+
+    @property
+    def restored_step(self) -> int | None:
+        """The step whose state is the result, where a guard went back to it."""
+        return self.metrics[-1].get(RESTORED)
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """The figures of the result."""
+        step = self.restored_step
+        if step == 0:
+            return {name.removeprefix(START): v for name, v in self.metrics[0].items() if name.startswith(START)}
+        return self.metrics[-1] if step is None else next(row for row in self.metrics if row["step"] == step)
 
     @property
     def scores(self) -> bool:

@@ -163,7 +163,7 @@ def _another(built: BuiltPolicy, *, merged: bool) -> tuple[nn.Module, LanguageMo
 
 def _rewards(stage: Stage, built: BuiltPolicy) -> tuple[tuple[Weighed, ...], Path | None]:
     """All rewards of the recipe, and the folder of the first that is an adapter over the policy's own base."""
-    judged = _judged(stage, built)
+    judged = judged_by(stage, built)
     found: list[Weighed] = []
     adapted: list[Path] = []
     for settings in stage.rollout.rewards:
@@ -176,7 +176,8 @@ def _rewards(stage: Stage, built: BuiltPolicy) -> tuple[tuple[Weighed, ...], Pat
     return tuple(found), adapted[0] if adapted else None
 
 
-def _judged(stage: Stage, built: BuiltPolicy) -> Judged:
+def judged_by(stage: Stage, built: BuiltPolicy) -> Judged:
+    """What reward models have to know of a stage's policy."""
     shared = built.adapters if stage.rollout.share_base else None
     return Judged(
         built.start.model,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from truing.build.environment import positions_of
 from truing.build.forgetting import check_text
+from truing.build.judge import check_judge, with_judge_stage
 from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
 from truing.build.rollout_stage import check_rewards, rollout_objective, with_reward_stages
@@ -87,6 +88,7 @@ def _run_stages(
             continue
         if _by_rollouts(stage):
             stage = with_reward_stages(stage, scorers)
+        stage = with_judge_stage(stage, scorers)
         ready = first or assemble(stage, here, _calibration_of(folder), reporter)
         first = None
         introduce(ready, reporter)
@@ -144,6 +146,7 @@ def check_stages(recipe: Recipe) -> None:
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
         if objective.reads != "scores":
             check_text(stage.forgetting)
+            check_judge(stage, tuple(scorers))
         if objective.reads == "scores":
             scorers[stage.name] = None
         if isinstance(objective, RolloutObjective):

@@ -73,6 +73,8 @@ def _training(facts: CardFacts) -> Iterator[Cells]:
     optim, batch = stage.optim, stage.batch
     yield "method", ", ".join(f"{key} {code(value)}" for key, value in stage.objective.items())
     yield "steps", f"{last['step']}, {last['rows']:,} rows, {last['num_tokens']:,} tokens"
+    if facts.restored_step is not None:
+        yield "the result", f"the state of step {facts.restored_step}, the best one: a guard ended training there"
     yield "in one step", f"{batch.examples} rows" if batch.tokens is None else f"{batch.tokens:,} tokens"
     yield "peak learning rate", f"{optim.lr:g}, {optim.schedule}, warm-up {optim.warmup:g} of the steps"
     yield "AdamW", f"betas {optim.beta1:g} and {optim.beta2:g}, weight decay {optim.weight_decay:g}"
@@ -123,27 +125,41 @@ def _earlier(facts: CardFacts) -> str:
 
 def _results(facts: CardFacts) -> str:
     first, last = facts.metrics[0], facts.metrics[-1]
+    step = "the last step" if facts.restored_step is None else f"step {facts.restored_step}, whose state this is"
     parts = []
-    measured = {k.removeprefix("eval_"): v for k, v in last.items() if k.startswith("eval_") and v is not None}
+    measured = _named(facts.measured, "eval_")
     if measured:
         source = facts.stage.data.eval_path
         files = "the files above, with prompts that were not trained on"
         of = f"of {code(public_name(source)) if source else files}"
-        parts.append(f"After the last step, on {facts.evaluated_rows:,} held-out rows {of}:")
-        parts.append(table(("figure", "value"), [(code(name), f"{value:.4g}") for name, value in measured.items()]))
-    else:
+        parts.append(f"After {step}, on {facts.evaluated_rows:,} held-out rows {of}:")
+        parts.append(_figures({name.removeprefix("eval_"): value for name, value in measured.items()}))
+    judged = _named(facts.measured, "judge/")
+    if judged:
+        judge = code(public_name(facts.stage.evaluation.judge or ""))
+        parts.append(f"After {step}, what {judge} says of answers to prompts that were not trained on:")
+        parts.append(_figures(judged))
+    if not measured and not judged:
         parts.append("Nothing was measured on held-out rows.")
-    forgotten = {k: v for k, v in last.items() if k.startswith("forgetting/") and v is not None}
+    forgotten = _named(last, "forgetting/")
     if forgotten:
         text = code(public_name(facts.stage.forgetting.path or ""))
         parts.append(f"On general text that nothing was trained on ({text}), in nats a token:")
-        parts.append(table(("figure", "value"), [(code(name), f"{value:.4g}") for name, value in forgotten.items()]))
+        parts.append(_figures(forgotten))
     if first["loss"] is not None and last["loss"] is not None:
         parts.append(
             f"The loss on rows being trained on was {first['loss']:.4g} in the first step and {last['loss']:.4g} in "
             "the last, each on the rows of that step alone."
         )
     return "\n\n".join(parts)
+
+
+def _named(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith(prefix) and value is not None}
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return table(("figure", "value"), [(code(name), f"{value:.4g}") for name, value in values.items()])
 
 
 def _template(facts: CardFacts) -> str:
@@ -159,7 +175,7 @@ def _template(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> Iterator[str]:
-    if not any(key.startswith("eval_") for key in facts.metrics[-1]):
+    if not any(key.startswith(("eval_", "judge/")) for key in facts.measured):
         yield "No figure here tells how it does on rows that it was not trained on."
     elif facts.stage.data.eval_path is None:
         yield "The held-out rows come from the files that it was trained on; of other text the figures tell nothing."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from truing.build.density import with_density_ratios
 from truing.build.facts import write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
+from truing.build.judge import Asked, HeldOutJudge, asked_prompts
 from truing.build.model_card import model_card
 from truing.build.planning import plan_of, tell
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
+from truing.build.preconditions import complaints_before
 from truing.build.result import write_final
 from truing.build.rollout_stage import (
     check_room,
@@ -27,6 +30,7 @@ from truing.build.rollout_stage import (
     total_steps,
 )
 from truing.build.samples import Sampler
+from truing.build.watch import check_guards, guards_of
 from truing.core.batch import Batch
 from truing.core.errors import DataError, RecipeError
 from truing.core.parameters import ParameterGroup
@@ -79,6 +83,8 @@ class Assembled:
     optim: OptimSettings
     general: GeneralText | None = None
     """What forgetting is measured on."""
+    asked: tuple[Asked, ...] = ()
+    """What the held-out judge is asked about."""
     forecast: Forecast | None = None
     """Predicted memory and time; None for a model that the planner does not know."""
 
@@ -127,7 +133,9 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         check_room(trees, stage.rollout.max_new_tokens, built.model.max_positions, start.model)
         steps = total_steps(stage, rollout_plan(stage, objective), len(dataset.train))
     general = encode_text(stage.forgetting, built, dataset.template, reporter)
-    ready = Assembled(stage, objective, built, dataset, plan, steps, optim, general)
+    asked = asked_prompts(stage, built, dataset)
+    check_guards(stage, dataset, judged=bool(asked))
+    ready = Assembled(stage, objective, built, dataset, plan, steps, optim, general, asked)
     return replace(ready, forecast=plan_of(ready))
 
 
@@ -135,14 +143,16 @@ def run_stage(
     recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None = None
 ) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
-    trainer = _trainer(ready, run, reporter, probe)
-    with trainer.trackers:
-        try:
+    with ExitStack() as closing:
+        judge = HeldOutJudge.of(ready.stage, ready.built, ready.asked)
+        if judge is not None:
+            closing.callback(judge.close)
+        trainer = _trainer(ready, run, reporter, judge, probe)
+        closing.callback(trainer.source.close)
+        with trainer.trackers:
             _fit(recipe, ready, trainer, run, reporter)
-        finally:
-            trainer.source.close()
-        card = model_card(gather(ready, run))
-        return write_final(ready.built, ready.dataset.template, run.path, card, reporter)
+            card = model_card(gather(ready, run))
+            return write_final(ready.built, ready.dataset.template, run.path, card, reporter)
 
 
 def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
@@ -156,9 +166,8 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
         trainer.restore(saved)
     else:
         write_facts(ready, run, trainer.optimizer.parameter_count)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            (run.path / name).unlink(missing_ok=True)
-    trainer.fit()
+        trainer.forget()
+    trainer.fit(complaints_before(ready.stage, ready.built, ready.dataset))
 
 
 def introduce(ready: Assembled, reporter: Reporter) -> None:
@@ -243,7 +252,9 @@ class _Moved:
     before_checkpoint: Callable[[], None] | None = None
 
 
-def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None) -> Trainer:
+def _trainer(
+    ready: Assembled, run: RunDirectory, reporter: Reporter, judge: HeldOutJudge | None, probe: Probe | None
+) -> Trainer:
     stage, built = ready.stage, ready.built
     of_rollouts = isinstance(ready.objective, RolloutObjective)
     moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)
@@ -262,7 +273,9 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Pro
         run=run,
         reporter=reporter,
         trackers=Trackers(run, reporter),
-        evaluate=moved.evaluate if probe is None else _with_probe(moved, probe),
+        guards=guards_of(ready),
+        evaluate=_measures(moved, judge, probe),
+        at_start=judge,
         moving=_moving(ready),
         at_end=None
         if ready.general is None
@@ -272,13 +285,21 @@ def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Pro
     )
 
 
-def _with_probe(moved: _Moved, probe: Probe) -> Callable[[Mapping[str, float]], Mapping[str, float]]:
-    """Evaluate as the recipe says, and probe the policy beside it."""
+def _measures(
+    moved: _Moved, judge: HeldOutJudge | None, probe: Probe | None
+) -> Callable[[Mapping[str, float]], Mapping[str, float]] | None:
+    """Evaluate as the recipe says, have the answers judged, and probe the policy; None where nothing is measured."""
+    if moved.evaluate is None and judge is None and probe is None:
+        return None
 
     def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
-        found = moved.evaluate(memory) if moved.evaluate is not None else {}
-        with moved.policy.active():
-            return {**found, **probe(moved.policy.model)}
+        found = dict(moved.evaluate(memory)) if moved.evaluate is not None else {}
+        if judge is not None:
+            found |= judge()
+        if probe is not None:
+            with moved.policy.active():
+                found |= probe(moved.policy.model)
+        return found
 
     return measured
 
@@ -340,9 +361,8 @@ def _annotator(
             "have to keep as a second model; leave it out, or train with an adapter"
         )
     if ready.objective.reference_every is not None:
-        return ReferenceLogprobs(
-            ready.built.reference, None, apart
-        )  # nothing to keep: the next pass has another reference
+        # Nothing to keep: the next pass has another reference.
+        return ReferenceLogprobs(ready.built.reference, None, apart)
     if not ahead and not repeated and settings.cache is None:
         return ReferenceLogprobs(ready.built.reference, None, apart)
     folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"

@@ -152,14 +152,21 @@ def _absolute(stage: Stage, folder: Path) -> Stage:
         update["objective"] = {**stage.objective, "use": _found_function(use, found)}
     rewards = []
     for reward in stage.rollout.rewards:
-        # A word without a slash may be an earlier stage's name; the chain finds out.
-        uses = [
-            _found_function(use, found) if ".py:" in use else str(found(use)) if "/" in use else use
-            for use in reward.uses
-        ]
+        uses = [_found_reward(use, found) for use in reward.uses]
         rewards.append(reward.model_copy(update={"use": uses[0] if isinstance(reward.use, str) else tuple(uses)}))
+    judge, asked = stage.evaluation.judge, stage.evaluation.judge_path
+    if judge is not None:
+        judge = _found_reward(judge, found)
+    update["evaluation"] = stage.evaluation.model_copy(update={"judge": judge, "judge_path": found(asked)})
     update["rollout"] = stage.rollout.model_copy(update={"rewards": tuple(rewards)})
     return stage.model_copy(update=update)
+
+
+def _found_reward(use: str, found: Callable[[str | None], str | None]) -> str:
+    """A function's file or a reward model's folder as a whole path; a bare word may be an earlier stage's name."""
+    if ".py:" in use:
+        return _found_function(use, found)
+    return str(found(use)) if "/" in use else use
 
 
 def _found_function(spec: str, found: Callable[[str | None], str | None]) -> str:

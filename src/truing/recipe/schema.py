@@ -11,6 +11,7 @@ from truing.core.settings import Settings
 from truing.data.settings import DataSettings
 from truing.models.lora.settings import AdapterSettings
 from truing.rl.settings import RolloutSettings
+from truing.training.guard_settings import GuardSettings
 from truing.training.settings import (
     BatchSettings,
     CheckpointSettings,
@@ -49,6 +50,8 @@ class Stage(Settings):
     """How the frozen start of the stage is kept."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Measuring on held-out rows."""
+    guards: GuardSettings = GuardSettings()
+    """What is watched while training, and what follows when a figure leaves its healthy range."""
     forgetting: ForgettingSettings = ForgettingSettings()
     """Measuring before and after the stage, on general text, what it costs elsewhere."""
     samples: SampleSettings = SampleSettings()

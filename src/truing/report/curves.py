@@ -18,7 +18,9 @@ from truing.pages.palette import BAND, LIGHT, MUTED, WARN
 from truing.pages.plotting import LineStyle, dot, figure, label, legend, log_scale, series, thin_series, tick, to_svg
 from truing.report.panels import MEMORY, THROUGHPUT, Panel
 from truing.report.runs import Run
-from truing.training.health import ENTROPY, Band, Complaint, Floats, Row, band_of, column, number
+from truing.training.figures import ENTROPY, Floats, Row, column, number
+from truing.training.health import Band, band_of
+from truing.training.signs import Complaint
 
 WIDTH, HEIGHT = 3.8, 2.5
 """Inches of a panel: its text is still read on a phone."""

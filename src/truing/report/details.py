@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from truing.pages import page
 from truing.report.runs import Run, listed, mapping
-from truing.training.health import number
+from truing.training.figures import number
 
 MOST_PROMPTS = 8
 MOST_SAMPLES = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from truing.training.health import ENTROPY
+from truing.training.figures import ENTROPY
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,9 @@ QUALITY = (
         ),
         "What the rewards say, all together.",
     ),
+    Panel(
+        "Held-out judge", "score", (("judge/score", "judge"),), "Answers to held-out prompts; nothing is trained on it."
+    ),
     Panel("KL to the reference", "KL (nats a completion)", (("objective/kl", "KL"),)),
     Panel("Accuracy", "share of pairs", _held_out("rewards/accuracies"), "Chosen above rejected; ties count half."),
     Panel("Accuracy of scores", "share of pairs", _held_out("accuracy"), "Chosen above rejected; ties count half."),
@@ -72,6 +75,8 @@ QUALITY = (
     Panel("Reference point", "kl (nats)", (("kl", "z0"),), "What desirable and undesirable answers are compared with."),
     Panel("Length of completions", "tokens", _held_out("completions/length")),
     Panel("Completions that end", "share", _held_out("completions/ended"), "The others were cut at max_new_tokens."),
+    Panel("Length of judged answers", "tokens", (("judge/length", "judged"),)),
+    Panel("Judged answers that end", "share", (("judge/end_rate", "judged"),)),
     Panel("Entropy", "entropy (nats a token)", ((ENTROPY, "entropy"),), "How much choice the policy leaves itself."),
 )
 MECHANICS = (
@@ -83,6 +88,7 @@ MECHANICS = (
     Panel(
         "Groups without spread", "share", (("rewards/equal_groups", "equal rewards"),), "Such a group teaches nothing."
     ),
+    Panel("Reward and length", "correlation", (("rewards/length_correlation", "correlation"),), "Within a rollout."),
     Panel("Spread within groups", "standard deviation", (("rewards/deviation", "of rewards"),)),
     Panel("KL coefficient", "β", (("objective/kl_coef", "β"),)),
     Panel("Gradient norm", "norm", (("grad_norm", "before clipping"),), logarithmic=True),
@@ -92,12 +98,15 @@ MECHANICS = (
 )
 SAID_ELSEWHERE = frozenset(
     {"step", "tokens", "num_tokens", "rows", "skipped_steps", "seconds", "memory_bytes", "nll", "eval_nll", "val/mean",
-     "objective/entropy", "eval_objective/scores", "eval_scores/half_width"}
+     "objective/entropy", "eval_objective/scores", "eval_scores/half_width", "eval_rewards/length_correlation",
+     "judge/half_width", "restored_step", "start/judge/score", "start/judge/half_width", "start/judge/length",
+     "start/judge/end_rate"}
 )  # fmt: skip
 MOST_OTHERS = 24
 """Figures of a user's own loss that get a panel each."""
 
 HIGHER_IS_BETTER = (
+    "judge/score",
     "eval_scores",
     "objective/scores",
     "eval_rewards/accuracies",

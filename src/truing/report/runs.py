@@ -13,12 +13,16 @@ from typing import Any, Literal
 
 import yaml
 
-from truing.core.errors import RunError
-from truing.training.health import Facts, Row, number, step_of
+from truing.core.errors import InputError, RunError
+from truing.core.settings import parse
+from truing.training.figures import Row, number, step_of
+from truing.training.guard_settings import LimitSettings
+from truing.training.signs import Facts
 
 State = Literal["finished", "running", "stopped"]
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Run:
     metrics: frozenset[str]
     """The figures of which there is at least one finite value."""
     samples: tuple[Mapping[str, Any], ...]
+    events: tuple[Mapping[str, Any], ...]
+    """What guards saw and did while it trained."""
     plan: Mapping[str, Any]
     data: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -85,9 +91,14 @@ class Run:
     @property
     def facts(self) -> Facts:
         """What the judgement of its figures needs to know."""
+        guards = mapping(self.stage.get("guards"))
+        try:
+            limits = parse(LimitSettings, mapping(guards.get("limits")))
+        except InputError:  # of another version, or damaged
+            limits = LimitSettings()
         budget = number(self.objective.get("kl_budget"))
         tokens = number(mapping(mapping(self.data.get("tokens")).get("completion")).get("p50"))
-        return Facts(budget, tokens) if budget is not None else Facts(answer_tokens=tokens)
+        return Facts(limits if budget is None else limits.model_copy(update={"kl": budget}), tokens)
 
     def last(self, metric: str) -> float | None:
         """The last finite value of a figure."""
@@ -133,6 +144,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         rows=rows,
         metrics=_metrics_of(rows),
         samples=_lines(path / "samples.jsonl", []),
+        events=_lines(path / EVENTS, []),
         plan=_object(path / "plan.json", notes),
         data=_object(path / "data.json", notes),
         environment=_object(path / "environment.json", notes),

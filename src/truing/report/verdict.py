@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from markupsafe import Markup
@@ -11,9 +11,11 @@ from truing.pages import page
 from truing.report.details import figure, in_time
 from truing.report.panels import LOWER_IS_BETTER, quality_of
 from truing.report.runs import Run, mapping
-from truing.training.health import Complaint, column
+from truing.training.figures import column, number
+from truing.training.signs import Complaint
 
 NAMES = {
+    "judge/score": "Held-out judge's score",
     "eval_scores": "Held-out score",
     "objective/scores": "Score",
     "eval_rewards/accuracies": "Held-out accuracy",
@@ -87,8 +89,31 @@ def verdict(run: Run, complaints: Sequence[Complaint]) -> list[Markup]:
     parts = [page.paragraph(introduction(run)), page.bullets(best_figures(run))]
     if not run.rows:
         parts.append(page.warning("No step was made, so there is nothing to judge."))
-    elif complaints:
-        parts += [page.warning(each.sentence) for each in complaints]
-    else:
+    seen = [each.sentence for each in complaints] + list(_seen_by_guards(run, complaints))
+    parts += [page.warning(sentence) for sentence in seen]
+    if run.rows and not seen:
         parts.append(page.good("No figure left its healthy range."))
-    return parts + [page.note(note) for note in run.notes]
+    return parts + [page.note(note) for note in (*_done_by_guards(run), *run.notes)]
+
+
+def _seen_by_guards(run: Run, complaints: Sequence[Complaint]) -> Iterator[str]:
+    """What guards said while it trained, or before, that its figures alone do not tell."""
+    told = {each.monitor for each in complaints}
+    for event in run.events:
+        monitor = str(event.get("monitor"))
+        if monitor not in told:
+            told.add(monitor)
+            yield str(event.get("sentence", ""))[: page.LONGEST_TEXT]
+
+
+def _done_by_guards(run: Run) -> Iterator[str]:
+    """What they did beside speaking."""
+    restored = number(run.rows[-1].get("restored_step")) if run.rows else None
+    for event in run.events:
+        at = f"After step {figure(number(event.get('step')))} guards.{event.get('monitor')}"
+        if event.get("action") == "lower":
+            yield f"{at} halved the learning rate."
+        elif event.get("action") == "restore" and restored is not None:
+            yield f"{at} ended training: the result is the best state, that of step {figure(restored)}."
+        elif event.get("action") in ("stop", "restore"):
+            yield f"{at} stopped the run."

@@ -17,8 +17,9 @@ from truing.report.details import data, environment, forgetting, memory_and_time
 from truing.report.panels import MECHANICS, QUALITY, others
 from truing.report.runs import Run, find_runs, read_run, stages_of
 from truing.report.verdict import verdict
-from truing.training.health import Complaint, complaints
+from truing.training.health import complaints
 from truing.training.run_directory import replace_file
+from truing.training.signs import Complaint
 
 FILE = "report.html"
 

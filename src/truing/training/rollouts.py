@@ -257,6 +257,9 @@ class RolloutSource:
             "completions/length": float(np.mean([len(row.tokens) for row in rows])),
             "completions/ended": float(np.mean([row.ended for row in rows])),
         }
+        paid = correlation(total, np.array([len(row.tokens) for row in rows], dtype=np.float64))
+        if paid is not None:
+            metrics["rewards/length_correlation"] = paid
         if self.plan.group_size > 1 and len(groups) * self.plan.group_size == len(total):
             numbers = torch.arange(len(groups)).repeat_interleave(self.plan.group_size)
             metrics["rewards/equal_groups"] = equal_groups(torch.from_numpy(total), numbers)
@@ -339,6 +342,13 @@ class RolloutSource:
                 f"{SILENT_ROLLOUTS} rollouts in a row taught nothing: in each, all completions of a prompt scored the "
                 "same. Give a reward that tells them apart, a higher rollout.temperature, or a larger group_size"
             )
+
+
+def correlation(a: np.ndarray, b: np.ndarray, least: int = 8) -> float | None:
+    """Pearson's correlation of two columns, float64 [n]; None of fewer than `least` rows, or where one is constant."""
+    if len(a) < least or a.std() < 1e-8 or b.std() < 1e-8:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

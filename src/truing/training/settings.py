@@ -73,12 +73,26 @@ class PrecisionSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Measuring on held-out rows (`data.holdout` or `data.eval_path`)."""
+    """Measuring on held-out rows (`data.holdout` or `data.eval_path`), and by a judge of answers."""
 
     every: int | None = Field(default=None, ge=1)
     """Steps between evaluations; by default five times over the run. The last step is always evaluated."""
     limit: int = Field(default=200, ge=1)
     """Held-out rows used."""
+    judge: str | None = None
+    """Scores answers to held-out prompts, of the start and at each evaluation, and trains nothing: a Python function
+    (`./rewards.py:fn`), a reward model, or an earlier reward stage by its name. It should not be the reward that is
+    trained towards. Guards go by it, and the best state is the one that it scores highest."""
+    judge_path: str | None = None
+    """Prompts that it is asked about, rows as `data.path` has them; by default those of the held-out rows."""
+    judge_completions: int = Field(default=64, ge=2)
+    """Answers that it scores each time, spread over as many of the prompts as there are."""
+    judge_max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens of such an answer at most."""
+    judge_temperature: float = Field(default=1.0, ge=0)
+    """At which they are sampled; the random numbers are the same each time."""
+    judge_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that a Python judge may take each time."""
 
 
 class ForgettingSettings(Settings):

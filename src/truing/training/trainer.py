@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed
+from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed, Unhealthy
 from truing.core.reduce import average
 from truing.models.roles import Trained
 from truing.objectives.base import Objective
@@ -19,12 +19,16 @@ from truing.training import checkpoint, moving_reference, rollout_state
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
 from truing.training.foresight import foresee
+from truing.training.guards import FILE as EVENTS
+from truing.training.guards import Event, Guards, strongest
+from truing.training.judge_signs import START
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.run_directory import RunDirectory
 from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
+from truing.training.signs import Complaint
 from truing.training.source import PreparedStep, Source
 from truing.training.trackers.followed import Trackers
 
@@ -38,11 +42,14 @@ SHOWN = (
     ("objective/kl", "kl"),
     ("eval_loss", "eval"),
     ("eval_scores", "eval"),
+    ("judge/score", "judge"),
 )
 """Metrics worth a place beside the bar, and their names there."""
 
-NON_FINITE_STEPS = 3
-"""Steps in a row without a finite gradient after which a run stops."""
+HISTORY = ("metrics.jsonl", "samples.jsonl", EVENTS)
+"""What grows by lines while a run goes on."""
+RESTORED = "restored_step"
+"""In the last row: the step whose state is the result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +72,8 @@ class Progressed:
     tokens: int = 0
     seconds: float = 0.0
     skipped: int = 0
-    skipped_in_a_row: int = 0
+    ended: bool = False
+    """Whether the run is over before its last step."""
     memory: dict[str, float] = field(default_factory=dict)
     """What the objective remembers from step to step."""
 
@@ -85,8 +93,11 @@ class Trainer:
     run: RunDirectory
     reporter: Reporter
     trackers: Trackers
+    guards: Guards = field(default_factory=Guards)
     evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Measures on held-out rows, given what the objective remembers."""
+    at_start: Callable[[], Mapping[str, float]] | None = None
+    """Measures the policy as the stage begins; what it finds goes into the first row of metrics.jsonl."""
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
     moving: MovingReference | None = None
@@ -101,6 +112,11 @@ class Trainer:
     def checkpoints(self) -> Path:
         return self.run.path / "checkpoints"
 
+    @property
+    def best(self) -> Path:
+        """Where the weights of the best state are kept."""
+        return self.checkpoints / "best"
+
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
         others = ("random.", moving_reference.PREFIX, rollout_state.PREFIX)
@@ -109,43 +125,71 @@ class Trainer:
             self.moving.load_state(saved.tensors)
         self.source.load_state(saved.tensors, saved.values["source"])
         self.progressed = Progressed(**saved.values["progressed"])
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in HISTORY:
             self.run.truncate_lines(name, saved.step)
+        self.guards.resume(self.run.rows("metrics.jsonl"), self.run.rows(EVENTS))
         checkpoint.restore_random_states(saved.tensors, saved.values["random"])
 
-    def fit(self) -> None:
-        """Train from where the run stands to its end."""
+    def forget(self) -> None:
+        """Delete the history of a run that was cut before its first checkpoint."""
+        for name in HISTORY:
+            (self.run.path / name).unlink(missing_ok=True)
+
+    def fit(self, before: Sequence[Complaint] = ()) -> None:
+        """Train from where the run stands to its end; `before` is what was found wrong before its first step."""
+        if self.progressed.ended:
+            return  # a resumed run that was cut between its end and its result
         total = self.source.total_steps
-        if self.progressed.step == 0:
-            self._write_samples(0)
-        before = [_shown(row) for row in self.run.rows("metrics.jsonl")]
-        self.reporter.begin(self.objective.name, total, self.progressed.step, before)
+        started = self._begin(before) if self.progressed.step == 0 else {}
+        shown = [_shown(row) for row in self.run.rows("metrics.jsonl")]
+        self.reporter.begin(self.objective.name, total, self.progressed.step, shown)
         steps = self.source.steps(self.progressed.step)
         try:
-            started = time.perf_counter()
-            while (step := next(steps, None)) is not None:
-                self._one_step(step, total, started)
-                started = time.perf_counter()
+            clock = time.perf_counter()
+            while not self.progressed.ended and (step := next(steps, None)) is not None:
+                self._one_step(step, total, clock, started if step.index == 0 else {})
+                clock = time.perf_counter()
             if self.progressed.step < total:
+                self.progressed.ended = True
                 self._write_samples(self.progressed.step)
                 self.save()
         finally:
             self.reporter.end()
 
-    def _one_step(self, step: PreparedStep, total: int, started: float) -> None:
-        """Make a step and all that is due after it; it took since `started` to prepare it."""
-        row = self._update(step, total)
-        row["seconds"] = time.perf_counter() - started
+    def _begin(self, found: Sequence[Complaint]) -> dict[str, float]:
+        """What comes before the first step; returns figures of the start for its row."""
+        events = self.guards.before(found)
+        self._say(events, {})
+        self._stop(events)
+        self._write_samples(0)
+        if self.at_start is None:
+            return {}
+        measured = self.at_start()
+        if self.guards.keeps_best:
+            self._keep_best()
+        return {f"{START}{name}": value for name, value in measured.items()}
+
+    def _one_step(self, step: PreparedStep, total: int, clock: float, started: Mapping[str, float]) -> None:
+        """Make a step and all that is due after it; to prepare it took since `clock`."""
+        row = {**self._update(step, total), **started}
+        row["seconds"] = time.perf_counter() - clock
         self.progressed.seconds += row["seconds"]
         done = self.progressed.step
         if self.evaluate is not None and (done % self.plan.evaluate_every == 0 or done == total):
             row |= self.evaluate(self.progressed.memory)
-        if done == total and self.at_end is not None:
+        events = self.guards.after(_finite(row))
+        if self.guards.is_best(row):
+            self._keep_best()
+        restored = self._restored(events)
+        row |= restored
+        if (done == total or self.progressed.ended) and self.at_end is not None:
             row |= self.at_end()
         row["memory_bytes"] = peak_memory_bytes()
         self.run.append("metrics.jsonl", _finite(row))
+        self._say(events, restored)
         self.trackers.log(done, row)
         self.reporter.advance(done, _shown(row))
+        self._stop(events)
         if done == total or (self.plan.sample_every and done % self.plan.sample_every == 0):
             self._write_samples(done)
         if done % self.plan.checkpoint.every == 0 or done == total:
@@ -158,7 +202,7 @@ class Trainer:
         finite = math.isfinite(loss) and math.isfinite(norm)
         if step.index == 0:
             self._preflight(step, loss, norm, metrics)
-        factor = rate_factor(step.index, total, self.plan.optim)
+        factor = rate_factor(step.index, total, self.plan.optim) * self.guards.rate
         if finite:
             self.optimizer.step(factor)
             self.progressed.memory = self.objective.remember(self.progressed.memory, metrics)
@@ -220,14 +264,52 @@ class Trainer:
         self.progressed.rows = step.rows_done
         self.progressed.tokens += sum(batch.layout.size for batch in step.batches)
         self.progressed.skipped += not finite
-        self.progressed.skipped_in_a_row = 0 if finite else self.progressed.skipped_in_a_row + 1
         if not finite:
             self.reporter.warn(f"step {self.progressed.step} has no finite gradient and was skipped")
-        if self.progressed.skipped_in_a_row >= NON_FINITE_STEPS:
-            raise NonFinite(
-                f"{NON_FINITE_STEPS} steps in a row had no finite gradient; the last good state is in "
-                f"{self.checkpoints}. Lower optim.lr, or train in precision: fp32"
-            )
+
+    def _restored(self, events: Sequence[Event]) -> dict[str, int]:
+        """Go back to the best state if a guard asks for it; returns its step for the last row."""
+        event = strongest(events)
+        if event is None or event.action != "restore":
+            return {}
+        best, _ = checkpoint.load_latest(self.best)
+        if best is None:
+            return {}
+        self.optimizer.load_state(best.tensors)
+        self.progressed.ended = True
+        return {RESTORED: best.step}
+
+    def _say(self, events: Sequence[Event], restored: Mapping[str, int]) -> None:
+        """Say and record what guards saw and did."""
+        for event in events:
+            self.run.append(EVENTS, event.as_json())
+            follows = ""
+            if event.action == "lower":
+                follows = f" The learning rate is halved, to {self.guards.rate:g} of the schedule's."
+            elif event.action == "restore" and restored:
+                follows = f" Training ends here, and the result is the best state, that of step {restored[RESTORED]}."
+            self.reporter.warn(event.sentence + follows)
+
+    def _stop(self, events: Sequence[Event]) -> None:
+        """Stop the run if a guard asks for it, or for a best state where there is none yet."""
+        event = strongest(events)
+        if event is None or event.action not in ("stop", "restore") or self.progressed.ended:
+            return
+        if event.monitor == "non_finite":
+            raise NonFinite(f"{event.sentence} The last good state is in {self.checkpoints}")
+        if event.step == 0:
+            raise Unhealthy(f"{event.sentence} guards.{event.monitor} is stop, so nothing was trained")
+        self.save()
+        none = "restore, but no state was measured yet" if event.action == "restore" else "stop"
+        raise Unhealthy(
+            f"{event.sentence} guards.{event.monitor} is {none}; the state of step {event.step} is saved, and "
+            f"`truing resume {self.run.path}` goes on all the same"
+        )
+
+    def _keep_best(self) -> None:
+        """Keep the weights of this moment, in place of those that were the best before."""
+        weights = {name: tensor for name, tensor in self.optimizer.state().items() if name.startswith("weight.")}
+        checkpoint.save(self.best, Checkpoint(self.progressed.step, weights, {}), keep=1)
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
