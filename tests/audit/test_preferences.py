@@ -130,7 +130,7 @@ def test_no_prompt_is_on_both_sides_of_a_fold(tmp_path: Path) -> None:
     assert found.facts.shortcut.low < 0.5 < found.facts.shortcut.high
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
 def test_flipped_labels_are_estimated(rate: float, tmp_path: Path) -> None:
     rng = random.Random(4)
     rows = pairs(6000, doubt=0.0)
