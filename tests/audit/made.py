@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 SYLLABLES = ("ka", "to", "mi", "ren", "sol", "vi", "dan", "ur", "pe", "lo", "ash", "in", "ter", "or", "al", "ne")
 VOCABULARY = tuple(first + second + third for first in SYLLABLES for second in SYLLABLES for third in ("", "n", "sh"))
-GOOD, POOR = VOCABULARY[:30], VOCABULARY[30:60]
-"""Words of better and of worse answers."""
+GOOD, POOR, COMMON = VOCABULARY[:30], VOCABULARY[30:60], VOCABULARY[60:]
+"""Words of better answers, of worse ones, and of all."""
 
 
 def text(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choice(VOCABULARY[60:]) for _ in range(words))
+    return " ".join(rng.choices(COMMON, k=words))
 
 
 def prompts(count: int, seed: int = 0) -> list[str]:

@@ -90,3 +90,13 @@ def test_a_narrow_pipe_gets_plain_lines(tmp_path: Path) -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "\x1b" not in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_a_file_without_a_usable_row_has_a_verdict_and_no_facts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    code, said = check(capsys, monkeypatch, str(tmp_path / "nowhere.jsonl"), "--html", str(page))
+    assert code == 2
+    assert "no such file" in said
+    assert "longest row" not in said + page.read_text(encoding="utf-8")

@@ -44,9 +44,9 @@ def test_rows_that_the_limit_cuts_are_counted_apart_and_the_remedy_cuts_none(pla
     rows = demonstrations(1000)
     whole = checked(tmp_path, rows, plain_model).facts.longest
     for row in rows[:60]:
-        row["completion"] = "a " * (2 * whole)
+        row["prompt"], row["completion"] = "short", "a " * (2 * whole)  # no more than half the limit: it is kept
     for row in rows[500:503]:
-        row["prompt"] = "b " * (2 * whole)
+        row["prompt"], row["completion"] = "b " * (2 * whole), "short"
     found = checked(tmp_path, rows, plain_model, max_length=whole)
     cut = finding(found, "cut")
     assert cut.level == "strong"

@@ -61,7 +61,7 @@ def test_labels_out_of_balance_are_graded(good: int, level: str, tmp_path: Path)
 
 def test_one_good_class_can_be_trained_on_by_sft(tmp_path: Path) -> None:
     good = [row for row in judgements(2400) if row["label"]]
-    assert "--for sft" in finding(audited(tmp_path, good), "balance").remedy
+    assert "--to prompt_completion" in finding(audited(tmp_path, good), "balance").remedy
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.65, "warn"), (0.75, "strong"), (0.35, "warn")])
@@ -130,7 +130,7 @@ def test_no_prompt_is_on_both_sides_of_a_fold(tmp_path: Path) -> None:
     assert found.facts.shortcut.low < 0.5 < found.facts.shortcut.high
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
 def test_flipped_labels_are_estimated(rate: float, tmp_path: Path) -> None:
     rng = random.Random(4)
     rows = pairs(6000, doubt=0.0)

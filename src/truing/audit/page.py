@@ -44,7 +44,8 @@ def audit_page(audit: Audit) -> str:
     if audit.shown:
         lead = page.paragraph("Decoded from the very tokens. What is underlined is trained.")
         sections.append(Section("As it is trained", "trained", (lead, *(_row(row) for row in audit.shown))))
-    sections.append(Section("Facts", "facts", (page.table(["", ""], facts_table(audit.facts)),)))
+    if audit.facts.rows:
+        sections.append(Section("Facts", "facts", (page.table(["", ""], facts_table(audit.facts)),)))
     return page.page("Is the data sound?", ", ".join(audit.files), sections)
 
 

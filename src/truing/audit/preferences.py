@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import numpy.typing as npt
 
@@ -124,7 +126,10 @@ def balance_finding(material: Material) -> Finding | None:
     figures = {"desirable": good, "undesirable": bad, "share": good / len(judged)}
     counts = f"{good:,} desirable and {bad:,} undesirable answers"
     if not good or not bad:
-        remedy = "add answers of the other kind" + ("; or train on these alone with --for sft" if good else "")
+        remedy = "add answers of the other kind"
+        if good:
+            name = shlex.quote(judged[0].origin.file)
+            remedy += f"; or train sft on these: truing data convert {name} --to prompt_completion --output sft.jsonl"
         return Finding("balance", "stop", f"{counts}: nothing to tell apart", remedy, figures=figures)
     weights = automatic_weights(good, bad)
     figures |= {"desirable_weight": weights[0], "undesirable_weight": weights[1]}

@@ -42,6 +42,8 @@ def verdict_line(audit: Audit) -> str:
         (facts.bare_prompts, "prompt"),
     )
     held = ", ".join(counted(count, kind) for count, kind in kinds if count) or "no usable rows"
+    if not facts.rows:
+        return f"{VERDICTS[audit.verdict][0]}: {', '.join(audit.files)}, {held}"
     purpose = f"as {audit.purpose}s" if audit.purpose in KINDS else f"for {audit.purpose}"
     return f"{VERDICTS[audit.verdict][0]}: {', '.join(audit.files)}, {held}, checked {purpose}"
 
@@ -61,8 +63,9 @@ def show(audit: Audit, console: Console) -> None:
         console.print(Text("\nas it is trained; ⟦brackets⟧ hold the trained tokens", "bold"))
     for row in audit.shown:
         _show_row(row, console)
-    console.print()
-    console.print(_facts(audit.facts))
+    if audit.facts.rows:
+        console.print()
+        console.print(_facts(audit.facts))
 
 
 def follow(reporter: Reporter) -> Progress:
