@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
 import numpy.typing as npt
 
@@ -128,8 +126,7 @@ def balance_finding(material: Material) -> Finding | None:
     if not good or not bad:
         remedy = "add answers of the other kind"
         if good:
-            name = shlex.quote(judged[0].origin.file)
-            remedy += f"; or train sft on these: truing data convert {name} --to prompt_completion --output sft.jsonl"
+            remedy += "; or train sft on the same file: it learns the desirable answers"
         return Finding("balance", "stop", f"{counts}: nothing to tell apart", remedy, figures=figures)
     weights = automatic_weights(good, bad)
     figures |= {"desirable_weight": weights[0], "undesirable_weight": weights[1]}
