@@ -61,7 +61,7 @@ def test_labels_out_of_balance_are_graded(good: int, level: str, tmp_path: Path)
 
 def test_one_good_class_can_be_trained_on_by_sft(tmp_path: Path) -> None:
     good = [row for row in judgements(2400) if row["label"]]
-    assert "--to prompt_completion" in finding(audited(tmp_path, good), "balance").remedy
+    assert "train sft on the same file" in finding(audited(tmp_path, good), "balance").remedy
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.65, "warn"), (0.75, "strong"), (0.35, "warn")])
