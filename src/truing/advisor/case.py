@@ -30,6 +30,8 @@ class Case:
     """Shares, 0 to 1."""
     duplicates: float = 0.0
     """Share of the rows that repeat another one."""
+    cut: bool = False
+    """Whether more than one row in twenty is longer than the model has positions for."""
     parameters: int | None = None
     full_fits: bool = True
     lora_fits: bool = True

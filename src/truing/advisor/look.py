@@ -73,7 +73,7 @@ def look(asked: Asked, on_progress: Progress) -> Look:
         _usable(one)
     files = tuple(_file(one) for one in audits)
     templated = _has_template(Path(asked.model))
-    length, answer = _lengths(audits, asked.model, architecture)
+    length, answer, cut = _lengths(audits, asked.model, architecture)
     ground = Ground(
         model=asked.model,
         files=files,
@@ -84,6 +84,7 @@ def look(asked: Asked, on_progress: Progress) -> Look:
     )
     case = replace(
         _case_of([one.facts for one in audits]),
+        cut=cut,
         parameters=architecture.numbers,
         full_fits=_fits(architecture, None, length, asked.machine),
         lora_fits=_fits(architecture, AdapterSettings(), length, asked.machine),
@@ -154,14 +155,18 @@ def _has_template(folder: Path) -> bool:
     return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
-def _lengths(audits: Sequence[Audit], model: str, architecture: Architecture) -> tuple[int, int]:
-    """Tokens of nearly every row, and of nearly every answer: the 99th percentile of their words, rounded up."""
+def _lengths(audits: Sequence[Audit], model: str, architecture: Architecture) -> tuple[int, int, bool]:
+    """Tokens of nearly every row (99th percentile, rounded up) and answer, and whether many rows are cut."""
     rate = _tokens_a_word(audits, model)
-    answer = max(one.facts.completion_length.p99 for one in audits)
-    row = max(one.facts.prompt_length.p99 + one.facts.completion_length.p99 for one in audits)
     most = min(architecture.context or LONGEST, LONGEST)
-    length = STEP * -(-round(rate * row + FEW_TURNS * TURN) // STEP)
-    return min(most, max(2 * STEP, length)), min(most, round(rate * answer) + TURN)
+
+    def tokens(of: Callable[[DataFacts], int]) -> int:
+        return round(rate * max(of(one.facts) for one in audits)) + FEW_TURNS * TURN
+
+    row = tokens(lambda facts: facts.prompt_length.p99 + facts.completion_length.p99)
+    answer = tokens(lambda facts: facts.completion_length.p99)
+    usual = tokens(lambda facts: max(facts.prompt_length.p95, facts.completion_length.p95))
+    return min(most, max(2 * STEP, STEP * -(-row // STEP))), min(most, answer), usual > most
 
 
 def _tokens_a_word(audits: Sequence[Audit], model: str) -> float:

@@ -26,7 +26,8 @@ def show(advice: Advice, plans: Sequence[Plan], trial: Trial | None, console: Co
     if trial is not None:
         _say(console, Text(trial.sentence, "cyan"))
     for rule in advice.rules if decision.trains else advice.rules[:1]:
-        _say(console, _reason(rule, decision))
+        if rule is not decision.variant or rule.when:  # that nothing asks for a variant needs no line
+            _say(console, _reason(rule, decision))
     for found in advice.evidence:
         _say(console, Text(f"measured: {found}", "cyan"))
     if plans:
