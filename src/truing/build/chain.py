@@ -21,6 +21,8 @@ from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
 from truing.recipe.schema import Recipe, Stage
 from truing.rl.settings import RolloutSettings
+from truing.training.disk import on_disk
+from truing.training.manifest import damage
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory, fresh_staging, publish
 from truing.training.trackers.registry import check_installed
@@ -70,7 +72,7 @@ def _run_stages(
     recipe: Recipe, directory: RunDirectory, first: Assembled | None, reporter: Reporter, probe: Probe | None = None
 ) -> Path:
     several = len(recipe.stages) > 1
-    if several and not (directory.path / "recipe.yaml").is_file():
+    if not (directory.path / "recipe.yaml").is_file():
         directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
     start = last = _first_start(recipe)
     scorers: dict[str, Path | None] = {}
@@ -182,6 +184,11 @@ def _finished(folder: Path) -> Start | None:
     final = folder / "final"
     if not final.is_dir():
         return None
+    problem = damage(final)
+    if problem:
+        raise RunError(
+            f"{final} is damaged ({problem}); delete that folder, and it is written again from the last checkpoint"
+        )
     config = final / "adapter_config.json"
     if not config.is_file():
         return Start(str(final.resolve()))
@@ -198,6 +205,8 @@ def _calibration_of(folder: Path) -> Calibration | None:
 
 def _copy_final(output: Path, last: Start) -> None:
     source = last.adapter or Path(last.model)
-    staging = fresh_staging(output / "final")
-    shutil.copytree(source, staging, dirs_exist_ok=True)
-    publish(staging, output / "final")
+    target = output / "final"
+    staging = fresh_staging(target)
+    with on_disk(target):
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+        publish(staging, target)

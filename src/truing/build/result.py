@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from truing.build.policy import POLICY, BuiltPolicy, Start
-from truing.core.errors import MachineError
 from truing.data.templates import Template
 from truing.models.lora.peft_format import save_adapter
+from truing.training.disk import on_disk
+from truing.training.manifest import write_manifest
 from truing.training.progress import Reporter
 from truing.training.run_directory import fresh_staging, publish
 
@@ -17,7 +18,7 @@ def write_final(built: BuiltPolicy, template: Template, run: Path, card: str, re
     """Write `final/`: the adapter or the model, tokenizer, chat template and model card. Return it as a start."""
     target = run / "final"
     staging = fresh_staging(target)
-    try:
+    with on_disk(target):
         if built.adapters is None:
             built.model.save(staging)
             result = Start(str(target.resolve()))
@@ -27,9 +28,8 @@ def write_final(built: BuiltPolicy, template: Template, run: Path, card: str, re
             result = Start(base, target.resolve())
         save_tokenizer(built.loaded.tokenizer, template, staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
+        write_manifest(staging)
         publish(staging, target)
-    except OSError as failure:
-        raise MachineError(f"cannot write {target}: {failure.strerror or failure}") from failure
     reporter.say(f"  result: {target}")
     return result
 

@@ -11,7 +11,7 @@ import torch
 
 from truing.build.card_facts import gather
 from truing.build.density import with_density_ratios
-from truing.build.facts import write_facts
+from truing.build.facts import check_unchanged, write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.model_card import model_card
@@ -146,7 +146,9 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
         reporter.warn(complaint)
     untrained = saved is None and ready.stage.name == recipe.stages[0].name
     begin_trackers(ready, trainer, 0 if saved is None else saved.step, untrained)
+    checkpoint.discard_after(trainer.checkpoints, 0 if saved is None else saved.step)
     if saved is not None:
+        check_unchanged(ready, run)
         reporter.say(f"resuming {run.path} after step {saved.step} of {ready.total_steps}")
         trainer.restore(saved)
     else:

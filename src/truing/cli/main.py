@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from truing.core.errors import GuardError, TruingError
+from truing.core.errors import GuardError, MachineError, Stopped, Terminated, TruingError
 from truing.core.text import harmless
 
 if TYPE_CHECKING:
@@ -92,11 +93,15 @@ def resume(run: Path) -> None:
 
 
 def _reported(run: Path, reporter: Reporter, work: Callable[[], object]) -> None:
-    """Do the work and write the report of its run, also where a guard stopped it."""
+    """Do the work and write the report of its run, also where a guard stopped it; say how to go on where that helps."""
     try:
         work()
     except GuardError:
         _write_report(run, reporter)
+        raise
+    except (KeyboardInterrupt, SystemExit, MachineError, Stopped):
+        if (run / "recipe.yaml").is_file():
+            click.echo(f"continue with: truing resume {run}", err=True)
         raise
     _write_report(run, reporter)
 
@@ -431,13 +436,18 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Threads that spin long while they wait make a busy machine five times slower, and an idle one no faster.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Terminated.exit_code))
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        click.echo("stopped", err=True)
+        sys.exit(Stopped.exit_code)
     except click.ClickException as wrong:
         wrong.show()
         sys.exit(wrong.exit_code)
+    except Stopped as stopped:
+        click.echo(harmless(str(stopped)), err=True)
+        sys.exit(stopped.exit_code)
     except TruingError as wrong:
         click.echo(f"error: {harmless(str(wrong))}", err=True)
         sys.exit(wrong.exit_code)

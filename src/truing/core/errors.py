@@ -88,6 +88,18 @@ class MachineError(TruingError):
     exit_code = 4
 
 
+class Stopped(TruingError):
+    """Ctrl-C asked the run to end; what was done is saved. The code is a shell's: 128 and the signal's number."""
+
+    exit_code = 130
+
+
+class Terminated(Stopped):
+    """SIGTERM asked the run to end; what was done is saved."""
+
+    exit_code = 143
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, or the list of known words.
 

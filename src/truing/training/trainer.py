@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from truing.training.run_directory import RunDirectory
 from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
 from truing.training.source import PreparedStep, Source
+from truing.training.stopping import Stop, stop_when_asked
 from truing.training.trackers.followed import Trackers
 
 SHOWN = (
@@ -96,6 +97,8 @@ class Trainer:
     before_checkpoint: Callable[[], None] | None = None
     """Writes what a resumed run will need besides the checkpoint."""
     progressed: Progressed = field(default_factory=Progressed)
+    _saved: int | None = None
+    """The step of the last checkpoint."""
 
     @property
     def checkpoints(self) -> Path:
@@ -109,28 +112,42 @@ class Trainer:
             self.moving.load_state(saved.tensors)
         self.source.load_state(saved.tensors, saved.values["source"])
         self.progressed = Progressed(**saved.values["progressed"])
+        self._saved = saved.step
         for name in ("metrics.jsonl", "samples.jsonl"):
             self.run.truncate_lines(name, saved.step)
         checkpoint.restore_random_states(saved.tensors, saved.values["random"])
 
-    def fit(self) -> None:
-        """Train from where the run stands to its end."""
+    def fit(self, until: int | None = None) -> None:
+        """Train from where the run stands to its end, or to a step before it.
+
+        Raises Stopped when a signal asks for it, after the step in progress and a checkpoint.
+        """
         total = self.source.total_steps
+        last = total if until is None else min(until, total)
+        checkpoint.check_space(self.checkpoints, self.optimizer.state_bytes, self.plan.checkpoint)
         if self.progressed.step == 0:
             self._write_samples(0)
         before = [_shown(row) for row in self.run.rows("metrics.jsonl")]
         self.reporter.begin(self.objective.name, total, self.progressed.step, before)
         steps = self.source.steps(self.progressed.step)
         try:
-            started = time.perf_counter()
-            while (step := next(steps, None)) is not None:
-                self._one_step(step, total, started)
-                started = time.perf_counter()
-            if self.progressed.step < total:
-                self._write_samples(self.progressed.step)
-                self.save()
+            with stop_when_asked() as stop:
+                self._all_steps(steps, total, last, stop)
         finally:
             self.reporter.end()
+
+    def _all_steps(self, steps: Iterator[PreparedStep], total: int, last: int, stop: Stop) -> None:
+        started = time.perf_counter()
+        while self.progressed.step < last and (step := next(steps, None)) is not None:
+            self._one_step(step, total, started)
+            if stop.asked is not None:
+                self.save()
+                raise stop.asked(f"stopped after step {self.progressed.step} of {total}, which is saved")
+            started = time.perf_counter()
+        if self.progressed.step < last:  # the source has ended early, and said why
+            self.run.truncate_lines("samples.jsonl", self.progressed.step - 1)
+            self._write_samples(self.progressed.step)
+            self.save()
 
     def _one_step(self, step: PreparedStep, total: int, started: float) -> None:
         """Make a step and all that is due after it; it took since `started` to prepare it."""
@@ -230,7 +247,10 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, unless it is written already."""
+        if self._saved == self.progressed.step:
+            return
+        self.run.flush("metrics.jsonl", "samples.jsonl")
         if self.before_checkpoint is not None:
             self.before_checkpoint()
         tensors, values = checkpoint.random_states()
@@ -241,7 +261,8 @@ class Trainer:
             {**self.optimizer.state(), **tensors, **of_reference, **of_source},
             {"progressed": self.progressed.as_json(), "random": values, "source": source},
         )
-        checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)
+        checkpoint.save(self.checkpoints, state, self.plan.checkpoint)
+        self._saved = self.progressed.step
 
     def _write_samples(self, done: int) -> None:
         rows = self.sample(done) if self.sample else ()
