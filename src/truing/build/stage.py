@@ -153,8 +153,7 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
         trainer.restore(saved)
     else:
         write_facts(ready, run, trainer.optimizer.parameter_count)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            (run.path / name).unlink(missing_ok=True)
+        run.delete("metrics.jsonl", "samples.jsonl")
     trainer.fit()
 
 

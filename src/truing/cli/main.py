@@ -99,11 +99,16 @@ def _reported(run: Path, reporter: Reporter, work: Callable[[], object]) -> None
     except GuardError:
         _write_report(run, reporter)
         raise
-    except (KeyboardInterrupt, SystemExit, MachineError, Stopped):
-        if (run / "recipe.yaml").is_file():
-            click.echo(f"continue with: truing resume {run}", err=True)
-        raise
+    except (KeyboardInterrupt, SystemExit) as now:
+        kind = Stopped if isinstance(now, KeyboardInterrupt) else Terminated
+        raise kind(f"stopped at once{_how_to_go_on(run)}") from None
+    except (MachineError, Stopped) as ended:
+        raise type(ended)(f"{ended}{_how_to_go_on(run)}") from ended
     _write_report(run, reporter)
+
+
+def _how_to_go_on(run: Path) -> str:
+    return f"\ncontinue with: truing resume {run}" if (run / "recipe.yaml").is_file() else ""
 
 
 def _write_report(run: Path, reporter: Reporter) -> None:

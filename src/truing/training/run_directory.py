@@ -25,6 +25,8 @@ OWN_FILES = (
     "report.html",
 )
 """What a run that has not made a step yet may have written."""
+STAGED, LEAVING = ".part", ".old"
+"""Ends of the hidden names of what is not whole yet, and of what is being deleted."""
 
 
 class RunDirectory:
@@ -101,6 +103,12 @@ class RunDirectory:
                 with on_disk(file):
                     sync(file)
 
+    def delete(self, *names: str) -> None:
+        """Delete files that may be there."""
+        with on_disk(self.path):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
+
     def truncate_lines(self, name: str, last_step: int) -> None:
         """Keep the lines up to a step: what came after the checkpoint is trained again and written again."""
         file = self.path / name
@@ -130,7 +138,9 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether a run that has not made a step yet may have written this."""
+    """Whether a run that has not made a step yet may have written this, or was writing it when it was killed."""
+    if entry.name.startswith(".") and entry.suffix in (STAGED, LEAVING):
+        return True
     if entry.is_dir():
         return entry.name in OWN_FOLDERS or (entry / "recipe.yaml").is_file()
     return entry.name in OWN_FILES
@@ -138,7 +148,7 @@ def _is_ours(entry: Path) -> bool:
 
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all: to a neighbour first, then renamed."""
-    staging = target.with_name(f".{target.name}.part")
+    staging = target.with_name(f".{target.name}{STAGED}")
     with on_disk(target):
         with staging.open("w", encoding="utf-8") as handle:
             handle.write(text)
@@ -166,7 +176,7 @@ def publish(staging: Path, target: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a folder that is never seen half deleted: its name goes first."""
-    hidden = folder.with_name(f".{folder.name}.old")
+    hidden = folder.with_name(f".{folder.name}{LEAVING}")
     if hidden.exists():
         shutil.rmtree(hidden)
     folder.replace(hidden)
@@ -175,7 +185,7 @@ def remove(folder: Path) -> None:
 
 def fresh_staging(target: Path) -> Path:
     """An empty neighbour of `target` to write into."""
-    staging = target.with_name(f".{target.name}.part")
+    staging = target.with_name(f".{target.name}{STAGED}")
     with on_disk(target):
         if staging.exists():
             shutil.rmtree(staging)
