@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from truing.build import parity
 from truing.build.policy import POLICY, BuiltPolicy, Start
+from truing.core.errors import ParityFailed
+from truing.core.trees import Tree
 from truing.data.templates import Template
 from truing.models.lora.peft_format import save_adapter
 from truing.training.disk import on_disk
 from truing.training.manifest import write_manifest
 from truing.training.progress import Reporter
-from truing.training.run_directory import fresh_staging, publish
+from truing.training.run_directory import fresh_staging, publish, replace_file
 
 
-def write_final(built: BuiltPolicy, template: Template, run: Path, card: str, reporter: Reporter) -> Start:
-    """Write `final/`: the adapter or the model, tokenizer, chat template and model card. Return it as a start."""
+def write_final(
+    built: BuiltPolicy, template: Template, prompts: Sequence[Tree], run: Path, card: str, reporter: Reporter
+) -> Start:
+    """Write `final/`: the adapter or the model, tokenizer, chat template and model card. Return it as a start.
+
+    Before it gets its name it is read back and answers some prompts. Where it answers otherwise than the policy in
+    memory, which is of no use afterwards, it is there nevertheless, and ParityFailed is raised.
+    """
     target = run / "final"
     staging = fresh_staging(target)
     with on_disk(target):
@@ -29,7 +40,16 @@ def write_final(built: BuiltPolicy, template: Template, run: Path, card: str, re
         save_tokenizer(built.loaded.tokenizer, template, staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
         write_manifest(staging)
-        publish(staging, target)
+    found = parity.measure(built, template, prompts, staging)
+    if found is not None:
+        replace_file(run / parity.FILE, json.dumps(found.as_json(), allow_nan=False) + "\n")
+        reporter.say(f"  {found.sentence}")
+    publish(staging, target)
+    if found is not None and found.complaint is not None:
+        raise ParityFailed(
+            f"{target} is written, but {found.complaint}. The last checkpoint holds what was trained: delete {target} "
+            "and resume to write it again, or resume to go on with it as it is"
+        )
     reporter.say(f"  result: {target}")
     return result
 

@@ -137,7 +137,8 @@ def run_stage(
         finally:
             trainer.source.close()
         card = model_card(gather(ready, run))
-        return write_final(ready.built, ready.dataset.template, run.path, card, reporter)
+        prompts = ready.dataset.held_out or ready.dataset.train
+        return write_final(ready.built, ready.dataset.template, prompts, run.path, card, reporter)
 
 
 def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:

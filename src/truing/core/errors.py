@@ -12,7 +12,8 @@
     ├── GuardError         3  the run was stopped rather than let it do harm
     │   ├── PreflightFailed   an invariant did not hold before the first update
     │   ├── NothingToTrain    no supervised token, no trainable parameter
-    │   └── NonFinite         a loss or gradient that is not a number
+    │   ├── NonFinite         a loss or gradient that is not a number
+    │   └── ParityFailed      what was saved does not answer as what was trained
     └── MachineError       4  disk, memory, permissions, a server that fails
 
 A traceback is never the answer to bad input: the command line prints the message alone.
@@ -80,6 +81,10 @@ class NothingToTrain(GuardError):
 
 class NonFinite(GuardError):
     """A loss or a gradient is not a finite number, several steps in a row."""
+
+
+class ParityFailed(GuardError):
+    """What was saved does not answer as what was trained."""
 
 
 class MachineError(TruingError):
