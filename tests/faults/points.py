@@ -65,7 +65,7 @@ class Kill(Harm):
     def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], object]) -> None:
         if number == at:
             half()
-            self.tell(("killed", f"{kind} {Path(path).name}".strip()))
+            self.tell(("killed", f"{kind} {path}".strip()))
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -89,6 +89,8 @@ class _File(io.FileIO):
     """A file whose writes are points."""
 
     points: Points
+    below: str
+    """Its path below the folder that is watched."""
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -96,7 +98,7 @@ class _File(io.FileIO):
         def half() -> None:
             io.FileIO.write(self, view[: len(view) // 2])
 
-        self.points.reach("write", self.name, half)
+        self.points.reach("write", self.below, half)
         return io.FileIO.write(self, view)
 
 
@@ -127,20 +129,30 @@ def _install_files(points: Points, root: Path) -> None:
     def is_ours(path: object) -> bool:
         return isinstance(path, str | os.PathLike) and Path(path).absolute().is_relative_to(root)
 
+    def below(path: object) -> str:
+        found = Path(str(path)).absolute()
+        return str(found.relative_to(root)) if found.is_relative_to(root) else found.name
+
+    def name_of(descriptor: int) -> str:
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
     def opened(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
         if not is_ours(file) or not set(mode) & set("wax+"):
             return real_open(file, mode, *rest, **named)
-        points.reach("open", file)
+        points.reach("open", below(file))
         raw = _File(file, mode.replace("b", "").replace("t", ""))
-        raw.points = points
+        raw.points, raw.below = points, below(file)
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         encoding = named.get("encoding") or (rest[1] if len(rest) > 1 else None)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding=encoding)
 
     def around(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def called(path: Any, *rest: Any, **named: Any) -> Any:
-            if isinstance(path, int) or is_ours(path) or "dir_fd" in named:
-                points.reach(kind, path if is_ours(path) else "")
+            where: object = name_of(path) if isinstance(path, int) else path
+            if named.get("dir_fd") is not None:  # of a folder that is being deleted
+                where = Path(name_of(named["dir_fd"])) / str(path)
+            if is_ours(where):
+                points.reach(kind, below(where))
             return real(path, *rest, **named)
 
         return called

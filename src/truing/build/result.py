@@ -30,13 +30,7 @@ def write_final(
     target = run / "final"
     staging = fresh_staging(target)
     with on_disk(target):
-        if built.adapters is None:
-            built.model.save(staging)
-            result = Start(str(target.resolve()))
-        else:
-            base = _base_of(built, run)
-            save_adapter(built.adapters, POLICY, staging, base_model=base)
-            result = Start(base, target.resolve())
+        result = write_weights(built, run, staging)
         save_tokenizer(built.loaded.tokenizer, template, staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
         write_manifest(staging)
@@ -52,6 +46,20 @@ def write_final(
         )
     reporter.say(f"  result: {target}")
     return result
+
+
+def write_weights(built: BuiltPolicy, run: Path, folder: Path) -> Start:
+    """Write the trained weights into a folder: the adapter, with its base in the run where it has none, or the model.
+
+    Returns what a stage after this one starts from, once the folder is the run's `final`.
+    """
+    target = run / "final"
+    if built.adapters is None:
+        built.model.save(folder)
+        return Start(str(target.resolve()))
+    base = _base_of(built, run)
+    save_adapter(built.adapters, POLICY, folder, base_model=base)
+    return Start(base, target.resolve())
 
 
 def save_tokenizer(tokenizer: Any, template: Template | None, folder: Path) -> None:

@@ -130,7 +130,7 @@ def run_stage(
     recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None = None
 ) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
-    trainer = _trainer(ready, run, reporter, probe)
+    trainer = make_trainer(ready, run, reporter, probe)
     with trainer.trackers:
         try:
             _fit(recipe, ready, trainer, run, reporter)
@@ -239,7 +239,8 @@ class _Moved:
     before_checkpoint: Callable[[], None] | None = None
 
 
-def _trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None) -> Trainer:
+def make_trainer(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None) -> Trainer:
+    """Wire what makes a stage's steps; what they need to be computed ahead is computed here."""
     stage, built = ready.stage, ready.built
     of_rollouts = isinstance(ready.objective, RolloutObjective)
     moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from truing.cli.verify import verify
 from truing.core.errors import GuardError, MachineError, Stopped, Terminated, TruingError
 from truing.core.text import harmless
 
@@ -434,6 +435,9 @@ def methods(name: str | None) -> None:
     from truing.build.methods import describe, overview
 
     click.echo(describe(name) if name else overview())
+
+
+cli.add_command(verify)
 
 
 def main() -> None:
