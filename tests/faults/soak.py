@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,36 +45,26 @@ class Figures:
 
     def report(self, command: str) -> str:
         """The page of figures."""
-        rows = [f"| {phase} | {count} |" for phase, count in self.phases.most_common()]
-        kinds = [f"| {kind} | {count} |" for kind, count in self.kinds.most_common()]
-        worst = "".join(f"- {mismatch}\n" for mismatch in self.mismatches)
-        return (
-            "\n".join(
-                [
-                    "# Random kills",
-                    "",
-                    f"`{command}`, {platform.system()} {platform.machine()}, Python {platform.python_version()}, one thread, "
-                    f"{self.seconds:.0f} s.",
-                    "",
-                    "| | |",
-                    "|---|---|",
-                    f"| chains of two stages | {self.chains} |",
-                    f"| kills, each followed by a resume | {self.kills} |",
-                    f"| chains that did not end in the bits of their uninterrupted twin | {len(self.mismatches)} |",
-                    "",
-                    "| killed while it | times |",
-                    "|---|---|",
-                    *rows,
-                    "",
-                    "| killed at | times |",
-                    "|---|---|",
-                    *kinds,
-                    "",
-                    worst,
-                ]
-            ).rstrip()
-            + "\n"
-        )
+        machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        totals = {
+            "chains of two stages": self.chains,
+            "kills, each followed by a resume": self.kills,
+            "chains that did not end in the bits of their uninterrupted twin": len(self.mismatches),
+        }
+        parts = [
+            "# Random kills",
+            f"`{command}`",
+            f"{machine}, one thread a life; it took {self.seconds:.0f} s.",
+            _table("", totals.items()),
+            _table("killed while it", self.phases.most_common()),
+            _table("killed at", self.kinds.most_common()),
+            "\n".join(f"- {mismatch}" for mismatch in self.mismatches),
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(about: str, rows: Iterable[tuple[str, int]]) -> str:
+    return "\n".join([f"| {about} | |", "|---|---|", *(f"| {name} | {count} |" for name, count in rows)])
 
 
 def phase_of(place: str) -> str:
