@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.faults.recipes import Ground
-from truing.build import result
+from truing.build import parity, result
 from truing.build.chain import resume, run
 from truing.core.errors import ParityFailed
 from truing.recipe.load import recipe_from
@@ -112,3 +112,15 @@ def test_another_template_or_stop_token_is_noticed(
     monkeypatch.setattr(result, "save_tokenizer", lambda tokenizer, template, folder: tokenizer.save_pretrained(folder))
     with pytest.raises(ParityFailed, match="not the chat template"):
         run(recipe_from(ground.recipe(ground.stage("sft"), template="chatml")), tmp_path / "other", Silent())
+
+
+def test_a_result_that_cannot_be_read_back_for_want_of_memory_is_kept(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(parity, "measure", full)
+    final = run(recipe_from(ground.recipe(ground.stage("sft"))), tmp_path / "run", Silent())
+    assert (final / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run" / "parity.json").exists()

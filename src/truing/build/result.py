@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from truing.build import parity
 from truing.build.policy import POLICY, BuiltPolicy, Start
 from truing.core.errors import ParityFailed
@@ -34,7 +36,11 @@ def write_final(
         save_tokenizer(built.loaded.tokenizer, template, staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
         write_manifest(staging)
-    found = parity.measure(built, template, prompts, staging)
+    try:
+        found = parity.measure(built, template, prompts, staging)
+    except torch.OutOfMemoryError:  # the result is whole, and worth more than a figure about it
+        reporter.warn("no memory left to read the result back beside what was trained")
+        found = None
     if found is not None:
         replace_file(run / parity.FILE, json.dumps(found.as_json(), allow_nan=False) + "\n")
         reporter.say(f"  {found.sentence}")

@@ -136,6 +136,7 @@ def run_stage(
             _fit(recipe, ready, trainer, run, reporter)
         finally:
             trainer.source.close()
+        trainer.optimizer.zero_grad()  # room for the result, which is read back
         card = model_card(gather(ready, run))
         prompts = ready.dataset.held_out or ready.dataset.train
         return write_final(ready.built, ready.dataset.template, prompts, run.path, card, reporter)
