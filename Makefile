@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv tour test check format docs bench clean
+.PHONY: venv tour test test-faults check format docs bench clean
 
 venv: $(READY)
 
@@ -17,6 +17,10 @@ tour: venv
 
 test: venv
 	$(BIN)/pytest
+
+# Every kill and every failing file operation, for every method; `make test` has a few of each.
+test-faults: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "faults or not faults" tests/faults
 
 check: venv
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from truing.core.errors import RunError
 from truing.training import checkpoint
 from truing.training.checkpoint import Checkpoint
 from truing.training.run_directory import RunDirectory
+from truing.training.settings import CheckpointSettings
 
 
 def state(step: int) -> Checkpoint:
@@ -20,7 +21,7 @@ def state(step: int) -> Checkpoint:
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(3), keep=2)
+    checkpoint.save(tmp_path, state(3), CheckpointSettings())
     loaded, complaints = checkpoint.load_latest(tmp_path)
     assert loaded is not None
     assert (loaded.step, loaded.values, complaints) == (3, {"rows": 30}, [])
@@ -29,15 +30,15 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 1000000):
-        checkpoint.save(tmp_path, state(step), keep=2)
+        checkpoint.save(tmp_path, state(step), CheckpointSettings())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-1000000"]
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, file: str, harm: str) -> None:
-    checkpoint.save(tmp_path, state(1), keep=2)
-    victim = checkpoint.save(tmp_path, state(2), keep=2) / file
+    checkpoint.save(tmp_path, state(1), CheckpointSettings())
+    victim = checkpoint.save(tmp_path, state(2), CheckpointSettings()) / file
     content = victim.read_bytes()
     if harm == "flip":
         middle = len(content) // 2
@@ -53,7 +54,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, file: str,
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(1), keep=2)
+    checkpoint.save(tmp_path, state(1), CheckpointSettings())
     half = tmp_path / ".step-000002.part"
     half.mkdir()
     (half / "state.json").write_text("{", encoding="utf-8")
@@ -67,7 +68,7 @@ def test_random_states_survive_the_disk(tmp_path: Path) -> None:
     random.seed(6)
     np.random.seed(7)
     tensors, values = checkpoint.random_states()
-    checkpoint.save(tmp_path, Checkpoint(1, tensors, {"random": values}), keep=2)
+    checkpoint.save(tmp_path, Checkpoint(1, tensors, {"random": values}), CheckpointSettings())
     expected = (torch.rand(3), random.random(), np.random.rand(3))
     loaded, _ = checkpoint.load_latest(tmp_path)
     assert loaded is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from truing.build.environment import positions_of
@@ -22,6 +24,8 @@ from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
 from truing.recipe.schema import Recipe, Stage
 from truing.rl.settings import RolloutSettings
+from truing.training.disk import on_disk
+from truing.training.manifest import damage
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory, fresh_staging, publish
 from truing.training.trackers.registry import check_installed
@@ -71,41 +75,57 @@ def _run_stages(
     recipe: Recipe, directory: RunDirectory, first: Assembled | None, reporter: Reporter, probe: Probe | None = None
 ) -> Path:
     several = len(recipe.stages) > 1
-    if several and not (directory.path / "recipe.yaml").is_file():
+    if not (directory.path / "recipe.yaml").is_file():
         directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
-    start = last = _first_start(recipe)
-    scorers: dict[str, Path | None] = {}
-    for index, stage in enumerate(recipe.stages):
-        folder = directory.path / f"{index + 1}-{stage.name}" if several else directory.path
-        own = index > 0 and stage.model is not None
-        here = Start(str(stage.model), _adapter_start(recipe, index)) if own else start
-        finished = _finished(folder) if several else None
-        if finished is not None:
-            last, first = finished, None
-            start = start if _scores(stage) else last
-            if _scores(stage):
-                scorers[stage.name] = (folder / "final").resolve()
+    for place in places(recipe, directory.path):
+        if (place.folder / "final").is_dir():
+            first = None
             continue
-        if _by_rollouts(stage):
-            stage = with_reward_stages(stage, scorers)
-        stage = with_judge_stage(stage, scorers)
-        ready = first or assemble(stage, here, _calibration_of(folder), reporter)
+        ready = first or assemble(place.stage, place.start, calibration_of(place.folder), reporter)
         first = None
         introduce(ready, reporter)
         show_first(ready, reporter)
-        stage_run = _open_stage(folder) if several else directory
+        stage_run = _open_stage(place.folder) if several else directory
         try:
-            last = run_stage(recipe, ready, stage_run, reporter, probe)
+            run_stage(recipe, ready, stage_run, reporter, probe)
         finally:
             if several:
                 stage_run.close()
-        if not _scores(stage):
-            start = last
-        else:
-            scorers[stage.name] = (folder / "final").resolve()
+    final = directory.path / "final"
     if several:
-        _copy_final(directory.path, last)
-    return directory.path / "final"
+        _copy_final(place.folder / "final", final)
+    return final
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A stage of a run, where it is written, and where it starts."""
+
+    stage: Stage
+    folder: Path
+    start: Start
+
+
+def places(recipe: Recipe, directory: Path) -> Iterator[Place]:
+    """Yield the stages of a run in their order, each when those before it are finished; it ends before one that waits.
+
+    Raises RunError where a result is damaged.
+    """
+    start = _first_start(recipe)
+    scorers: dict[str, Path | None] = {}
+    for index, stage in enumerate(recipe.stages):
+        folder = directory / f"{index + 1}-{stage.name}" if len(recipe.stages) > 1 else directory
+        own = index > 0 and stage.model is not None
+        here = Start(str(stage.model), _adapter_start(recipe, index)) if own else start
+        ready = with_reward_stages(stage, scorers) if _by_rollouts(stage) else stage
+        yield Place(with_judge_stage(ready, scorers), folder, here)
+        result = _finished(folder)
+        if result is None:
+            return
+        if _scores(stage):
+            scorers[stage.name] = (folder / "final").resolve()
+        else:
+            start = result
 
 
 def _scores(stage: Stage) -> bool:
@@ -185,13 +205,18 @@ def _finished(folder: Path) -> Start | None:
     final = folder / "final"
     if not final.is_dir():
         return None
+    problem = damage(final)
+    if problem:
+        raise RunError(
+            f"{final} is damaged ({problem}); delete that folder, and it is written again from the last checkpoint"
+        )
     config = final / "adapter_config.json"
     if not config.is_file():
         return Start(str(final.resolve()))
     return Start(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"], final.resolve())
 
 
-def _calibration_of(folder: Path) -> Calibration | None:
+def calibration_of(folder: Path) -> Calibration | None:
     """The choices an interrupted run made: made anew they could fall otherwise, and change the last digits."""
     file = folder / "environment.json"
     if not file.is_file():
@@ -199,8 +224,8 @@ def _calibration_of(folder: Path) -> Calibration | None:
     return Calibration(**json.loads(file.read_text(encoding="utf-8"))["calibration"])
 
 
-def _copy_final(output: Path, last: Start) -> None:
-    source = last.adapter or Path(last.model)
-    staging = fresh_staging(output / "final")
-    shutil.copytree(source, staging, dirs_exist_ok=True)
-    publish(staging, output / "final")
+def _copy_final(source: Path, target: Path) -> None:
+    staging = fresh_staging(target)
+    with on_disk(target):
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+        publish(staging, target)

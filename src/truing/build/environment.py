@@ -76,18 +76,23 @@ def _config(model: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def versions() -> dict[str, str]:
+    """The versions of the libraries that numbers depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
 def describe(
     stage: Stage, device: torch.device, dtype: torch.dtype, calibration: Calibration, hashes: dict[str, str | None]
 ) -> dict[str, Any]:
     """Return the content of environment.json."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **versions()},
         "platform": platform.platform(),
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from truing.build.environment import describe
+from truing.core.errors import RunError
 from truing.models.lora.settings import AdapterSettings
 from truing.recipe.load import dump
 from truing.recipe.schema import Recipe, Stage
@@ -31,18 +33,42 @@ def write_facts(ready: Assembled, run: RunDirectory, trained: int) -> None:
     """Write what does not change during a run."""
     built, report = ready.built, ready.dataset.report
     run.write_text("recipe.yaml", dump(Recipe(output=str(run.path), stages=(resolved(ready),))))
-    hashes: dict[str, str | None] = {
-        "model_sha256": built.loaded.digest,
-        "start_sha256": built.start_digest,
-        "template_sha256": ready.dataset.template.digest,
-    }
-    environment = describe(ready.stage, built.device, built.dtype, built.calibration, hashes)
-    run.write_json(
-        "environment.json",
-        {**environment, "data": report.as_json().get("files", []), "attention": built.check.sentence},
-    )
+    environment = describe(ready.stage, built.device, built.dtype, built.calibration, _hashes(ready))
+    run.write_json("environment.json", {**environment, "data": _files(ready), "attention": built.check.sentence})
     run.write_json("data.json", report.as_json())
     run.write_json("plan.json", _planned(ready, trained))
+
+
+def check_unchanged(ready: Assembled, run: RunDirectory) -> None:
+    """Refuse to go on with other data, or from another model, than the run began with."""
+    began = run.read_json("environment.json")
+    for file in began["data"]:
+        now = {each["name"]: each["sha256"] for each in _files(ready)}.get(file["name"])
+        if now != file["sha256"]:
+            raise RunError(
+                f"{file['name']} has changed since {run.path} began (SHA-256 {file['sha256'][:12]} then, "
+                f"{now[:12] if now else 'not read'} now); put the old file back, or begin a new run"
+            )
+    for name, now in _hashes(ready).items():
+        if began[name] != now:
+            what = name.removesuffix("_sha256")
+            raise RunError(
+                f"the {what} of {run.path} is not the one that it began with ({name} in environment.json); "
+                "put it back, or begin a new run"
+            )
+
+
+def _hashes(ready: Assembled) -> dict[str, str | None]:
+    return {
+        "model_sha256": ready.built.loaded.digest,
+        "start_sha256": ready.built.start_digest,
+        "template_sha256": ready.dataset.template.digest,
+    }
+
+
+def _files(ready: Assembled) -> list[dict[str, Any]]:
+    """The data files, with the SHA-256 of each."""
+    return [asdict(file) for file in ready.dataset.report.files]
 
 
 def _adapter_of(ready: Assembled) -> AdapterSettings | None:

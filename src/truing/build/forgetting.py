@@ -30,8 +30,9 @@ from truing.data.records import Source, read
 from truing.data.settings import DataSettings
 from truing.data.templates import Template
 from truing.models.drift import evenly, kl, text_loss
+from truing.training.disk import on_disk
 from truing.training.progress import Reporter
-from truing.training.run_directory import RunDirectory
+from truing.training.run_directory import RunDirectory, move, sync
 from truing.training.settings import ForgettingSettings
 from truing.training.source import fixed_batches
 
@@ -155,11 +156,13 @@ class Forgetting:
         )
         with self._as_policy():
             loss = text_loss(self._built.model, self._batches, self._places, lambda start: rows.append(start.cpu()))
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         staging = self.file.with_suffix(".part")
         tensors = {"loss": torch.tensor(loss, dtype=torch.float64), "logprobs": torch.cat(rows)}
-        save_file(tensors, staging, metadata={"key": self._key()})
-        staging.replace(self.file)
+        with on_disk(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, staging, metadata={"key": self._key()})
+            sync(staging)
+            move(staging, self.file)
         return loss
 
     def _kept_loss(self) -> float | None:

@@ -52,11 +52,14 @@ def template_of(path: Path) -> str | None:
     return None if named in (None, "plain") else "tokenizer"
 
 
-def open_result(path: Path) -> Opened:
-    """Load a run's result, an adapter folder with its base, a model folder or a hub id, in its own precision."""
+def open_result(path: Path, dtype: torch.dtype | None = None) -> Opened:
+    """Load a run's result, an adapter folder with its base, a model folder or a hub id.
+
+    `dtype` None keeps the checkpoint's own.
+    """
     if is_scorer(path):
         raise RunError(f"{path} is a reward model: it scores answers and writes none; use `truing score`")
-    return _open(path, scores=False)
+    return _open(path, scores=False, dtype=dtype)
 
 
 def is_scorer(path: Path) -> bool:

@@ -8,6 +8,8 @@ from truing.build.load_result import RESULT, is_scorer, open_result, open_scorer
 from truing.build.result import save_tokenizer
 from truing.core.errors import AdapterError, RunError
 from truing.models.lora.merge import merge_adapter
+from truing.training.disk import on_disk
+from truing.training.manifest import write_manifest
 from truing.training.run_directory import fresh_staging, publish
 
 
@@ -23,7 +25,9 @@ def merge_run(path: Path, output: Path) -> str:
     with opened.model.stock_attention():
         report = merge_adapter(opened.adapters, RESULT, probe)
     staging = fresh_staging(output)
-    opened.model.save(staging)
-    save_tokenizer(opened.tokenizer, None, staging)
-    publish(staging, output)
+    with on_disk(output):
+        opened.model.save(staging)
+        save_tokenizer(opened.tokenizer, None, staging)
+        write_manifest(staging)
+        publish(staging, output)
     return f"merged into {output}\n{report.sentence}"

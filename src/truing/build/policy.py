@@ -19,7 +19,7 @@ from truing.models.lora.settings import AdapterSettings
 from truing.models.roles import AdapterOverBase, FullModel, Role
 from truing.models.selfcheck import SelfCheck, self_check
 from truing.recipe.schema import Stage
-from truing.training.checkpoint import file_digest
+from truing.training.manifest import file_digest
 from truing.training.progress import Reporter
 
 POLICY, REFERENCE = "policy", "reference"

@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from truing.build import parity
 from truing.build.policy import POLICY, BuiltPolicy, Start
-from truing.core.errors import MachineError
+from truing.core.errors import ParityFailed
+from truing.core.trees import Tree
 from truing.data.templates import Template
 from truing.models.lora.peft_format import save_adapter
+from truing.training.disk import on_disk
+from truing.training.manifest import write_manifest
 from truing.training.progress import Reporter
-from truing.training.run_directory import fresh_staging, publish
+from truing.training.run_directory import fresh_staging, publish, replace_file
 
 
-def write_final(built: BuiltPolicy, template: Template, run: Path, card: str, reporter: Reporter) -> Start:
-    """Write `final/`: the adapter or the model, tokenizer, chat template and model card. Return it as a start."""
+def write_final(
+    built: BuiltPolicy, template: Template, prompts: Sequence[Tree], run: Path, card: str, reporter: Reporter
+) -> Start:
+    """Write `final/`: the adapter or the model, tokenizer, chat template and model card. Return it as a start.
+
+    Before it gets its name it is read back and answers some prompts. Where it answers otherwise than the policy in
+    memory, which is of no use afterwards, it is there nevertheless, and ParityFailed is raised.
+    """
     target = run / "final"
     staging = fresh_staging(target)
-    try:
-        if built.adapters is None:
-            built.model.save(staging)
-            result = Start(str(target.resolve()))
-        else:
-            base = _base_of(built, run)
-            save_adapter(built.adapters, POLICY, staging, base_model=base)
-            result = Start(base, target.resolve())
+    with on_disk(target):
+        result = write_weights(built, run, staging)
         save_tokenizer(built.loaded.tokenizer, template, staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
-        publish(staging, target)
-    except OSError as failure:
-        raise MachineError(f"cannot write {target}: {failure.strerror or failure}") from failure
+        write_manifest(staging)
+    try:
+        found = parity.measure(built, template, prompts, staging)
+    except torch.OutOfMemoryError:  # the result is whole, and worth more than a figure about it
+        reporter.warn("no memory left to read the result back beside what was trained")
+        found = None
+    if found is not None:
+        replace_file(run / parity.FILE, json.dumps(found.as_json(), allow_nan=False) + "\n")
+        reporter.say(f"  {found.sentence}")
+    publish(staging, target)
+    if found is not None and found.complaint is not None:
+        raise ParityFailed(
+            f"{target} is written, but {found.complaint}. The last checkpoint holds what was trained: delete {target} "
+            "and resume to write it again, or resume to go on with it as it is"
+        )
     reporter.say(f"  result: {target}")
     return result
+
+
+def write_weights(built: BuiltPolicy, run: Path, folder: Path) -> Start:
+    """Write the trained weights into a folder: the adapter, with its base in the run where it has none, or the model.
+
+    Returns what a stage after this one starts from, once the folder is the run's `final`.
+    """
+    target = run / "final"
+    if built.adapters is None:
+        built.model.save(folder)
+        return Start(str(target.resolve()))
+    base = _base_of(built, run)
+    save_adapter(built.adapters, POLICY, folder, base_model=base)
+    return Start(base, target.resolve())
 
 
 def save_tokenizer(tokenizer: Any, template: Template | None, folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from truing.build.card_facts import gather
 from truing.build.density import with_density_ratios
-from truing.build.facts import write_facts
+from truing.build.facts import check_unchanged, write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.judge import Asked, HeldOutJudge, asked_prompts
@@ -143,16 +143,24 @@ def run_stage(
     recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None = None
 ) -> Start:
     """Train a stage from the start, or from its last checkpoint if it has one; return where the next one starts."""
+    with trainer_of(ready, run, reporter, probe) as trainer, trainer.trackers:
+        _fit(recipe, ready, trainer, run, reporter)
+        trainer.optimizer.zero_grad()  # room for the result, which is read back
+        card = model_card(gather(ready, run))
+        prompts = ready.dataset.held_out or ready.dataset.train
+        return write_final(ready.built, ready.dataset.template, prompts, run.path, card, reporter)
+
+
+@contextmanager
+def trainer_of(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None) -> Iterator[Trainer]:
+    """Wire what makes a stage's steps, compute what they need ahead, and let go of it all at the end."""
     with ExitStack() as closing:
         judge = HeldOutJudge.of(ready.stage, ready.built, ready.asked)
         if judge is not None:
             closing.callback(judge.close)
         trainer = _trainer(ready, run, reporter, judge, probe)
         closing.callback(trainer.source.close)
-        with trainer.trackers:
-            _fit(recipe, ready, trainer, run, reporter)
-            card = model_card(gather(ready, run))
-            return write_final(ready.built, ready.dataset.template, run.path, card, reporter)
+        yield trainer
 
 
 def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
@@ -161,7 +169,9 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
         reporter.warn(complaint)
     untrained = saved is None and ready.stage.name == recipe.stages[0].name
     begin_trackers(ready, trainer, 0 if saved is None else saved.step, untrained)
+    checkpoint.discard_after(trainer.checkpoints, 0 if saved is None else saved.step)
     if saved is not None:
+        check_unchanged(ready, run)
         reporter.say(f"resuming {run.path} after step {saved.step} of {ready.total_steps}")
         trainer.restore(saved)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import click
 from truing.cli.advise import advise
 from truing.cli.data import data
 from truing.cli.plan import plan
-from truing.core.errors import GuardError, TruingError
+from truing.cli.verify import verify
+from truing.core.errors import GuardError, MachineError, Stopped, Terminated, TruingError
 from truing.core.text import harmless
 
 if TYPE_CHECKING:
@@ -95,13 +97,22 @@ def resume(run: Path) -> None:
 
 
 def _reported(run: Path, reporter: Reporter, work: Callable[[], object]) -> None:
-    """Do the work and write the report of its run, also where a guard stopped it."""
+    """Do the work and write the report of its run, also where a guard stopped it; say how to go on where that helps."""
     try:
         work()
     except GuardError:
         _write_report(run, reporter)
         raise
+    except (KeyboardInterrupt, SystemExit) as now:
+        kind = Stopped if isinstance(now, KeyboardInterrupt) else Terminated
+        raise kind(f"stopped at once{_how_to_go_on(run)}") from None
+    except (MachineError, Stopped) as ended:
+        raise type(ended)(f"{ended}{_how_to_go_on(run)}") from ended
     _write_report(run, reporter)
+
+
+def _how_to_go_on(run: Path) -> str:
+    return f"\ncontinue with: truing resume {run}" if (run / "recipe.yaml").is_file() else ""
 
 
 def _write_report(run: Path, reporter: Reporter) -> None:
@@ -432,6 +443,7 @@ def methods(name: str | None) -> None:
 cli.add_command(data)
 cli.add_command(plan)
 cli.add_command(advise)
+cli.add_command(verify)
 
 
 def main() -> None:
@@ -439,13 +451,18 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Threads that spin long while they wait make a busy machine five times slower, and an idle one no faster.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Terminated.exit_code))
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        click.echo("stopped", err=True)
+        sys.exit(Stopped.exit_code)
     except click.ClickException as wrong:
         wrong.show()
         sys.exit(wrong.exit_code)
+    except Stopped as stopped:
+        click.echo(harmless(str(stopped)), err=True)
+        sys.exit(stopped.exit_code)
     except TruingError as wrong:
         click.echo(f"error: {harmless(str(wrong))}", err=True)
         sys.exit(wrong.exit_code)

@@ -36,7 +36,7 @@ from truing.evaluate.held_out import GENERAL_LENGTH, GENERAL_LIMIT, KEYS, Exam, 
 from truing.evaluate.processes import Done, Task, run_tasks
 from truing.models.loading import model_digest
 from truing.rl.settings import RewardSettings
-from truing.training.checkpoint import file_digest
+from truing.training.manifest import file_digest
 from truing.training.settings import ForgettingSettings
 
 SAMPLING_SEED = 1

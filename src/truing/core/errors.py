@@ -13,7 +13,8 @@
     │   ├── PreflightFailed   an invariant did not hold before the first update
     │   ├── NothingToTrain    no supervised token, no trainable parameter
     │   ├── NonFinite         a loss or gradient that is not a number
-    │   └── Unhealthy         a figure left its range, and the recipe says to stop then
+    │   ├── Unhealthy         a figure left its range, and the recipe says to stop then
+    │   └── ParityFailed      what was saved does not answer as what was trained
     └── MachineError       4  disk, memory, permissions, a server that fails
 
 A traceback is never the answer to bad input: the command line prints the message alone.
@@ -87,10 +88,26 @@ class Unhealthy(GuardError):
     """A figure of the run left its healthy range, and the recipe's guards say to stop then."""
 
 
+class ParityFailed(GuardError):
+    """What was saved does not answer as what was trained."""
+
+
 class MachineError(TruingError):
     """The disk, the memory, a permission or a server failed."""
 
     exit_code = 4
+
+
+class Stopped(TruingError):
+    """Ctrl-C asked the run to end; what was done is saved. The code is a shell's: 128 and the signal's number."""
+
+    exit_code = 130
+
+
+class Terminated(Stopped):
+    """SIGTERM asked the run to end; what was done is saved."""
+
+    exit_code = 143
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -120,6 +120,27 @@ def forgetting(run: Run) -> list[Markup]:
     return [page.paragraph(f"{said}." if kl is None else f"{said}, and the KL to the start is {kl:.3g} nats a token.")]
 
 
+def parity(run: Run) -> list[Markup]:
+    """Whether what was written answers as what was trained."""
+    rows = [
+        [shown(each.get("form")), figure(number(each.get("largest"))), _share(number(each.get("agreement")))]
+        for each in map(mapping, listed(run.parity.get("differences")))
+    ]
+    if not rows:
+        return []
+    complaint = run.parity.get("complaint")
+    said = [page.warning(f"The result is written, but {complaint}.")] if complaint else []
+    why = page.paragraph(
+        "The result as it was served, read by transformers alone, against the policy in memory: the largest difference "
+        "of a log-prob (of a reward model: a score), and how often both have the same likeliest token."
+    )
+    return [why, page.table(["result", "largest difference", "same token"], rows, numeric={1, 2}), *said]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
 def environment(run: Run) -> list[Markup]:
     """Versions, device and hashes."""
     rows = [[key, shown(value)] for key, value in flatten(run.environment)]

@@ -46,6 +46,7 @@ class Run:
     data: Mapping[str, Any]
     environment: Mapping[str, Any]
     forgetting: Mapping[str, Any]
+    parity: Mapping[str, Any]
     changed: float
     """When its figures were last written, in seconds since 1970."""
     notes: tuple[str, ...]
@@ -149,6 +150,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         data=_object(path / "data.json", notes),
         environment=_object(path / "environment.json", notes),
         forgetting=_object(path / "forgetting.json", []),
+        parity=_object(path / "parity.json", []),
         changed=_changed(path),
         notes=tuple(notes),
     )

@@ -13,7 +13,7 @@ from truing.pages import page
 from truing.pages.page import Section
 from truing.report.comparison import comparison_sections
 from truing.report.curves import of_one, reward_against_kl
-from truing.report.details import data, environment, forgetting, memory_and_time, recipe, repeat, samples
+from truing.report.details import data, environment, forgetting, memory_and_time, parity, recipe, repeat, samples
 from truing.report.panels import MECHANICS, QUALITY, others
 from truing.report.runs import Run, find_runs, read_run, stages_of
 from truing.report.verdict import verdict
@@ -115,6 +115,7 @@ def _parts(run: Run, found: Sequence[Complaint]) -> list[tuple[str, list[Markup]
         ("Other figures", _grid(own)),
         ("Samples over time", samples(run)),
         ("Data", data(run)),
+        ("As served", parity(run)),
         ("Memory and time", [*memory_and_time(run), *forgetting(run), *environment(run)]),
         ("Repeat it", recipe(run)),
     ]

@@ -85,6 +85,7 @@ class FunctionReward:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            start_new_session=True,  # Ctrl-C is for the run, which needs this one until its step is made
         )
         self._left = b""
         self._answer("importing it")

@@ -42,6 +42,11 @@ class Optimizer:
         """Trained numbers."""
         return sum(p.numel() for p in self._trained.values())
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of `state` once a step has been made."""
+        return 3 * sum(p.numel() * p.element_size() for p in self._trained.values())
+
     def _adopt(self, name: str, stored: Parameter) -> Parameter:
         self._stored[name] = stored
         if stored.dtype == torch.float32:

@@ -16,6 +16,8 @@ from torch import Tensor
 from truing.core.batch import Batch, keep_completions
 from truing.core.errors import GuardError
 from truing.models.roles import Role
+from truing.training.disk import on_disk
+from truing.training.run_directory import move, sync
 
 
 class LogprobStore:
@@ -48,15 +50,15 @@ class LogprobStore:
         """Write the file whole, in place of the one that was read, if there is anything new."""
         if len(self._values) == self._saved:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         digests = np.frombuffer(b"".join(bytes.fromhex(d) for d in self._values), dtype=np.uint8).reshape(-1, 32)
         lengths = np.array([len(v) for v in self._values.values()], dtype=np.int64)
-        staging = self.file.with_suffix(f".{os.getpid()}.part")
-        save_file(
-            {"digests": digests.copy(), "lengths": lengths, "logprobs": np.concatenate(list(self._values.values()))},
-            staging,
-        )
-        staging.replace(self.file)
+        logprobs = np.concatenate(list(self._values.values()))
+        staging = self.file.with_suffix(f".{os.getpid()}.part")  # runs may share the folder
+        with on_disk(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"digests": digests.copy(), "lengths": lengths, "logprobs": logprobs}, staging)
+            sync(staging)
+            move(staging, self.file)
         self._saved = len(self._values)
 
     def _read(self) -> None:

@@ -106,11 +106,11 @@ class RolloutSource:
         while step < self.total_steps:
             if self._current is None:
                 self._current = self._next()
-                complaint = self.objective.over_budget(self._current.metrics)
-                if complaint is not None:
-                    self.reporter.warn(f"training ends after step {step}: {complaint}")
-                    return
             rollout = self._current
+            complaint = self.objective.over_budget(rollout.metrics) if rollout.done == 0 else None
+            if complaint is not None:
+                self.reporter.warn(f"training ends after step {step}: {complaint}")
+                return
             minis = len(rollout.batches)
             epoch, place = divmod(rollout.done, minis)
             order = np.random.default_rng((self.plan.seed, self._number, epoch)).permutation(minis)

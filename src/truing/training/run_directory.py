@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -11,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from truing.core.errors import MachineError, RunError
+from truing.core.errors import RunError
 from truing.core.files import write_whole
+from truing.training import lock
+from truing.training.disk import on_disk
 
 OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "tensorboard", "wandb", "mlflow")
 OWN_FILES = (
@@ -25,6 +26,8 @@ OWN_FILES = (
     "report.html",
 )
 """What a run that has not made a step yet may have written."""
+STAGED, LEAVING = ".part", ".old"
+"""Ends of the hidden names of what is not whole yet, and of what is being deleted."""
 
 
 class RunDirectory:
@@ -39,7 +42,7 @@ class RunDirectory:
         """Make a new run folder and lock it; a folder with something in it is refused and left alone."""
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give another --output")
-        entries = [entry for entry in path.iterdir() if entry.name != ".lock"] if path.is_dir() else []
+        entries = [entry for entry in path.iterdir() if entry.name != lock.FILE] if path.is_dir() else []
         if any(path.rglob("metrics.jsonl")) or any(path.rglob("final")):
             raise RunError(
                 f"{path} already holds a run; continue it with `truing resume {path}`, or give another --output"
@@ -48,10 +51,12 @@ class RunDirectory:
         if strangers:
             raise RunError(f"{path} is not empty (it has {strangers[0]}); give another --output")
         run = cls(path)
-        run._make()
+        with on_disk(path):
+            path.mkdir(parents=True, exist_ok=True)
         run.lock()
-        for entry in entries:  # of a run that ended before its first step
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with on_disk(path):
+            for entry in entries:  # of a run that ended before its first step
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return run
 
     @classmethod
@@ -61,31 +66,9 @@ class RunDirectory:
             raise RunError(f"{path} is not a run directory: it has no recipe.yaml")
         return cls(path)
 
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as failure:
-            raise MachineError(f"cannot create {self.path}: {failure.strerror}") from failure
-
     def lock(self) -> None:
         """Become the only writer; the lock ends with the process, however it ends."""
-        try:
-            handle = (self.path / ".lock").open("a+", encoding="utf-8")
-        except OSError as failure:
-            raise MachineError(f"cannot write to {self.path}: {failure.strerror}") from failure
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            handle.close()
-            raise RunError(
-                f"{self.path} is being written by process {holder}; wait for it, or give another --output"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        self._lock = handle
+        self._lock = lock.acquire(self.path)
 
     def close(self) -> None:
         """Give the lock back."""
@@ -110,8 +93,22 @@ class RunDirectory:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file such as metrics.jsonl."""
-        with (self.path / name).open("a", encoding="utf-8") as handle:
+        file = self.path / name
+        with on_disk(file), file.open("a", encoding="utf-8") as handle:
             handle.write(_line(row))
+
+    def flush(self, *names: str) -> None:
+        """Wait until what was appended to these files is on the disk."""
+        for file in (self.path / name for name in names):
+            if file.is_file():
+                with on_disk(file):
+                    sync(file)
+
+    def delete(self, *names: str) -> None:
+        """Delete files that may be there."""
+        with on_disk(self.path):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
 
     def truncate_lines(self, name: str, last_step: int) -> None:
         """Keep the lines up to a step: what came after the checkpoint is trained again and written again."""
@@ -142,7 +139,9 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether a run that has not made a step yet may have written this."""
+    """Whether a run that has not made a step yet may have written this, or was writing it when it was killed."""
+    if entry.name.startswith(".") and entry.suffix in (STAGED, LEAVING):
+        return True
     if entry.is_dir():
         return entry.name in OWN_FOLDERS or (entry / "recipe.yaml").is_file()
     return entry.name in OWN_FILES
@@ -150,30 +149,49 @@ def _is_ours(entry: Path) -> bool:
 
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all: to a neighbour first, then renamed."""
-    write_whole({target: text.encode("utf-8")})
+    with on_disk(target):
+        write_whole({target: text.encode("utf-8")})
+        sync(target.parent)
+
+
+def move(staging: Path, target: Path) -> None:
+    """Give a file or folder its final name, for good: the folder that holds it is on the disk too."""
+    staging.replace(target)
+    sync(target.parent)
 
 
 def publish(staging: Path, target: Path) -> None:
     """Give a finished folder its final name in one rename, after every byte of it is on the disk."""
-    for file in sorted(staging.rglob("*")):
-        _sync(file)
-    _sync(staging)
-    if target.exists():
-        shutil.rmtree(target)
-    staging.replace(target)
-    _sync(target.parent)
+    with on_disk(target):
+        for file in sorted(staging.rglob("*")):
+            sync(file)
+        sync(staging)
+        if target.exists():
+            remove(target)
+        move(staging, target)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder that is never seen half deleted: its name goes first."""
+    hidden = folder.with_name(f".{folder.name}{LEAVING}")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    folder.replace(hidden)
+    shutil.rmtree(hidden)
 
 
 def fresh_staging(target: Path) -> Path:
     """An empty neighbour of `target` to write into."""
-    staging = target.with_name(f".{target.name}.part")
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    staging = target.with_name(f".{target.name}{STAGED}")
+    with on_disk(target):
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
     return staging
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -133,6 +133,13 @@ class CheckpointSettings(Settings):
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=2)
     """Checkpoints kept; at least two, so that a damaged one has a predecessor."""
+    max_gb: float | None = Field(default=None, gt=0)
+    """Space that checkpoints of a stage may take, in 10⁹ bytes: the oldest go first, the last two stay."""
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_gb` in bytes."""
+        return None if self.max_gb is None else int(self.max_gb * 1e9)
 
 
 class ReferenceSettings(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
 from truing.training.signs import Complaint
 from truing.training.source import PreparedStep, Source
+from truing.training.stopping import Stop, stop_when_asked
 from truing.training.trackers.followed import Trackers
 
 SHOWN = (
@@ -107,6 +108,8 @@ class Trainer:
     before_checkpoint: Callable[[], None] | None = None
     """Writes what a resumed run will need besides the checkpoint."""
     progressed: Progressed = field(default_factory=Progressed)
+    _saved: tuple[int, bool] | None = None
+    """The step of the last checkpoint, and whether the run had ended."""
 
     @property
     def checkpoints(self) -> Path:
@@ -125,6 +128,7 @@ class Trainer:
             self.moving.load_state(saved.tensors)
         self.source.load_state(saved.tensors, saved.values["source"])
         self.progressed = Progressed(**saved.values["progressed"])
+        self._saved = (saved.step, self.progressed.ended)
         for name in HISTORY:
             self.run.truncate_lines(name, saved.step)
         self.guards.resume(self.run.rows("metrics.jsonl"), self.run.rows(EVENTS))
@@ -132,29 +136,45 @@ class Trainer:
 
     def forget(self) -> None:
         """Delete the history of a run that was cut before its first checkpoint."""
-        for name in HISTORY:
-            (self.run.path / name).unlink(missing_ok=True)
+        self.run.delete(*HISTORY)
 
-    def fit(self, before: Sequence[Complaint] = ()) -> None:
-        """Train from where the run stands to its end; `before` is what was found wrong before its first step."""
+    def fit(self, before: Sequence[Complaint] = (), until: int | None = None) -> None:
+        """Train from where the run stands to its end, or to a step before it.
+
+        `before` is what was found wrong before the first step. Raises Stopped when a signal asks for it, after the step
+        in progress and a checkpoint.
+        """
         if self.progressed.ended:
             return  # a resumed run that was cut between its end and its result
         total = self.source.total_steps
+        last = total if until is None else min(until, total)
+        checkpoint.check_space(self.checkpoints, self.optimizer.state_bytes, self.plan.checkpoint)
         started = self._begin(before) if self.progressed.step == 0 else {}
         shown = [_shown(row) for row in self.run.rows("metrics.jsonl")]
         self.reporter.begin(self.objective.name, total, self.progressed.step, shown)
         steps = self.source.steps(self.progressed.step)
         try:
-            clock = time.perf_counter()
-            while not self.progressed.ended and (step := next(steps, None)) is not None:
-                self._one_step(step, total, clock, started if step.index == 0 else {})
-                clock = time.perf_counter()
-            if self.progressed.step < total:
-                self.progressed.ended = True
-                self._write_samples(self.progressed.step)
-                self.save()
+            with stop_when_asked() as stop:
+                self._all_steps(steps, total, last, stop, started)
         finally:
             self.reporter.end()
+
+    def _all_steps(
+        self, steps: Iterator[PreparedStep], total: int, last: int, stop: Stop, started: Mapping[str, float]
+    ) -> None:
+        """Make the steps up to `last`; figures of the start go into the first one's row."""
+        clock = time.perf_counter()
+        while not self.progressed.ended and self.progressed.step < last and (step := next(steps, None)) is not None:
+            self._one_step(step, total, clock, started if step.index == 0 else {})
+            if stop.asked is not None and not self.progressed.ended:
+                self.save()
+                raise stop.asked(f"stopped after step {self.progressed.step} of {total}, which is saved")
+            clock = time.perf_counter()
+        if self.progressed.step < last:  # a guard has ended it, or the source, and said why
+            self.progressed.ended = True
+            self.run.truncate_lines("samples.jsonl", self.progressed.step - 1)
+            self._write_samples(self.progressed.step)
+            self.save()
 
     def _begin(self, found: Sequence[Complaint]) -> dict[str, float]:
         """What comes before the first step; returns figures of the start for its row."""
@@ -309,10 +329,14 @@ class Trainer:
     def _keep_best(self) -> None:
         """Keep the weights of this moment, in place of those that were the best before."""
         weights = {name: tensor for name, tensor in self.optimizer.state().items() if name.startswith("weight.")}
-        checkpoint.save(self.best, Checkpoint(self.progressed.step, weights, {}), keep=1)
+        checkpoint.save_alone(self.best, Checkpoint(self.progressed.step, weights, {}))
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, unless it is written already."""
+        now = (self.progressed.step, self.progressed.ended)
+        if self._saved == now:
+            return
+        self.run.flush(*HISTORY)
         if self.before_checkpoint is not None:
             self.before_checkpoint()
         tensors, values = checkpoint.random_states()
@@ -323,7 +347,8 @@ class Trainer:
             {**self.optimizer.state(), **tensors, **of_reference, **of_source},
             {"progressed": self.progressed.as_json(), "random": values, "source": source},
         )
-        checkpoint.save(self.checkpoints, state, self.plan.checkpoint.keep)
+        checkpoint.save(self.checkpoints, state, self.plan.checkpoint)
+        self._saved = now
 
     def _write_samples(self, done: int) -> None:
         rows = self.sample(done) if self.sample else ()

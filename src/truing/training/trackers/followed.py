@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from truing.core.errors import MachineError
 from truing.core.text import harmless
 from truing.training.progress import Reporter
 from truing.training.run_directory import RunDirectory
@@ -121,8 +122,8 @@ class Trackers:
     def _write(self) -> None:
         try:
             self.run.write_json(STATE_FILE, {name: asdict(kept) for name, kept in self._kept.items()})
-        except OSError as failure:  # the same full disk that the tracker failed of
-            self.reporter.warn(f"{STATE_FILE} cannot be written: {failure.strerror or failure}")
+        except MachineError as failure:  # the same full disk that the tracker failed of
+            self.reporter.warn(str(failure))
 
 
 def _read(run: RunDirectory) -> dict[str, Kept]:
