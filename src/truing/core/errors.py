@@ -14,6 +14,7 @@
     │   ├── NothingToTrain    no supervised token, no trainable parameter
     │   └── NonFinite         a loss or gradient that is not a number
     └── MachineError       4  disk, memory, permissions, a server that fails
+        └── OutOfMemory       memory has run out; the message says in what, and what would need less
 
 A traceback is never the answer to bad input: the command line prints the message alone.
 """
@@ -86,6 +87,10 @@ class MachineError(TruingError):
     """The disk, the memory, a permission or a server failed."""
 
     exit_code = 4
+
+
+class OutOfMemory(MachineError):
+    """Memory ran out while a model was loaded or trained."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

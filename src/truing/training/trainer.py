@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from truing.training import checkpoint, moving_reference, rollout_state
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
 from truing.training.foresight import foresee
+from truing.training.memory_failure import naming, naming_rows
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
@@ -89,6 +90,8 @@ class Trainer:
     """Measures on held-out rows, given what the objective remembers."""
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
+    peak_memory: Callable[[], int] = peak_memory_bytes
+    """The most memory used so far, in bytes, where the model is."""
     moving: MovingReference | None = None
     """The reference, where it does not stay as the stage began."""
     at_end: Callable[[], Mapping[str, float]] | None = None
@@ -123,7 +126,7 @@ class Trainer:
         steps = self.source.steps(self.progressed.step)
         try:
             started = time.perf_counter()
-            while (step := next(steps, None)) is not None:
+            while (step := self._prepared(steps)) is not None:
                 self._one_step(step, total, started)
                 started = time.perf_counter()
             if self.progressed.step < total:
@@ -131,6 +134,10 @@ class Trainer:
                 self.save()
         finally:
             self.reporter.end()
+
+    def _prepared(self, steps: Iterator[PreparedStep]) -> PreparedStep | None:
+        with naming(f"while step {self.progressed.step + 1} was prepared"):
+            return next(steps, None)
 
     def _one_step(self, step: PreparedStep, total: int, started: float) -> None:
         """Make a step and all that is due after it; it took since `started` to prepare it."""
@@ -142,7 +149,7 @@ class Trainer:
             row |= self.evaluate(self.progressed.memory)
         if done == total and self.at_end is not None:
             row |= self.at_end()
-        row["memory_bytes"] = peak_memory_bytes()
+        row["memory_bytes"] = self.peak_memory()
         self.run.append("metrics.jsonl", _finite(row))
         self.trackers.log(done, row)
         self.reporter.advance(done, _shown(row))
@@ -160,7 +167,8 @@ class Trainer:
             self._preflight(step, loss, norm, metrics)
         factor = rate_factor(step.index, total, self.plan.optim)
         if finite:
-            self.optimizer.step(factor)
+            with naming(f"in the update of step {step.index + 1}"):
+                self.optimizer.step(factor)
             self.progressed.memory = self.objective.remember(self.progressed.memory, metrics)
         self._count(step, finite)
         if self.moving is not None:
@@ -189,13 +197,14 @@ class Trainer:
         wanted = {"entropy": self.objective.wants_entropy, "squares": self.objective.wants_squares}
         roles = self.objective.trained(step.index)
         for batch in foresee(self.policy, self.objective, step.batches, self.progressed.memory):
-            for outputs in self.policy.passes(batch, roles, **wanted):
-                share = self.objective(outputs, batch, step.totals)
-                if not share.loss.requires_grad:
-                    raise NothingToTrain("the loss does not depend on any trainable parameter")
-                share.loss.backward()  # type: ignore[no-untyped-call]
-                loss += share.loss.detach().double().cpu()
-                parts.append(share.metrics)
+            with naming_rows(step.index + 1, batch):
+                for outputs in self.policy.passes(batch, roles, **wanted):
+                    share = self.objective(outputs, batch, step.totals)
+                    if not share.loss.requires_grad:
+                        raise NothingToTrain("the loss does not depend on any trainable parameter")
+                    share.loss.backward()  # type: ignore[no-untyped-call]
+                    loss += share.loss.detach().double().cpu()
+                    parts.append(share.metrics)
         metrics = average(parts)
         return float(loss), {**metrics, **self.objective.derived(metrics)}
 
