@@ -101,6 +101,13 @@ def test_a_word_that_is_not_known_is_named(seven: str, arguments: list[str], err
         cli.main(["plan", "--model", seven, *arguments], standalone_mode=False)
 
 
+def test_an_option_without_effect_is_refused(recipe: Path, seven: str) -> None:
+    for arguments in ([str(recipe), "--rank", "8"], ["--model", seven, "--set", "optim.lr=1"]):
+        done = CliRunner().invoke(cli, ["plan", *arguments])
+        assert done.exit_code == 2
+        assert "has no effect here" in done.output
+
+
 def test_neither_recipe_nor_model_is_refused() -> None:
     done = CliRunner().invoke(cli, ["plan"])
     assert done.exit_code == 2

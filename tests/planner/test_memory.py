@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.families import make
@@ -134,6 +134,7 @@ def test_a_7b_model_needs_what_is_known_of_it(method: str, way: str, low: float,
     assert low < found[method, way] < high
 
 
+@settings(max_examples=40)
 @given(
     method=st.sampled_from(sorted(METHODS)),
     base=st.sampled_from(["fp32", "bf16", "nf4"]),

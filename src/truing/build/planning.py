@@ -17,10 +17,10 @@ from truing.planner.architecture import Architecture, architecture
 from truing.planner.machine import Machine, this_cpu
 from truing.planner.methods import METHODS, Method
 from truing.planner.plan import Plan, Repack, make_plan, smallest_changes
+from truing.planner.request import reward_models
 from truing.planner.setting import Row, Setting, Work, packed
 from truing.planner.text import gib
 from truing.recipe.schema import Stage
-from truing.rl.settings import RolloutSettings
 from truing.training.progress import Reporter, resident_bytes
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _setting(ready: Assembled) -> Setting:
         checkpointing=stage.precision.gradient_checkpointing,
         micro_tokens=ready.plan.micro_tokens,
         new_tokens=stage.rollout.max_new_tokens,
-        reward_models=_reward_models(stage.rollout),
+        reward_models=reward_models(stage.rollout) if isinstance(ready.objective, RolloutObjective) else 0,
         share_base=stage.rollout.share_base,
     )
 
@@ -123,11 +123,6 @@ def _method(ready: Assembled) -> Method:
         critic=drawn and known is not None and known.critic,
         moving=objective.reference_every is not None,
     )
-
-
-def _reward_models(rollout: RolloutSettings) -> int:
-    """Rewards that are models; a Python function has no weights."""
-    return sum(len(reward.uses) for reward in rollout.rewards if not any(".py:" in use for use in reward.uses))
 
 
 def _machine(ready: Assembled, model: Architecture) -> Machine:
