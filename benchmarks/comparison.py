@@ -133,11 +133,20 @@ def _told(value: Any) -> Any:
 
 def write_results(name: str, title: str, sections: Sequence[str], runs: Sequence[Run], settings: Any) -> None:
     """Print the tables and write `results/<name>.json` and `results/<name>.md`."""
+    told = {key: _told(value) for key, value in settings.items()}
+    _write(name, title, sections, {"settings": told, "runs": [asdict(run) for run in runs]})
+
+
+def write_table(name: str, title: str, sections: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write the same two files for a benchmark whose rows are no runs of two sides."""
+    _write(name, title, sections, {"rows": list(rows)})
+
+
+def _write(name: str, title: str, sections: Sequence[str], record: dict[str, Any]) -> None:
     where = machine()
     text = "\n\n".join([f"# {title}", f"{where['processor']}, {where['cores']} cores, {where['time']}.", *sections])
     print("\n" + text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    told = {key: _told(value) for key, value in settings.items()}
-    record = {"machine": where, "settings": told, "runs": [asdict(run) for run in runs]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    content = json.dumps({"machine": where, **record}, indent=1, default=str)
+    (RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")

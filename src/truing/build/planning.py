@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,17 +16,21 @@ from truing.objectives.policy_gradient import RolloutObjective
 from truing.planner.architecture import Architecture, architecture
 from truing.planner.machine import Machine, this_cpu
 from truing.planner.methods import METHODS, Method
-from truing.planner.plan import Plan, Repack, make_plan
+from truing.planner.plan import Plan, Repack, make_plan, smallest_changes
+from truing.planner.request import reward_models
 from truing.planner.setting import Row, Setting, Work, packed
+from truing.planner.text import gib
 from truing.recipe.schema import Stage
-from truing.rl.settings import RolloutSettings
 from truing.training.progress import Reporter, resident_bytes
 
 if TYPE_CHECKING:
     from truing.build.stage import Assembled
 
+LESS = 0.8
+"""Share of what has just failed that a remedy may need."""
 
-def plan_of(ready: Assembled) -> Plan | None:
+
+def forecast(ready: Assembled) -> Plan | None:
     """Predict what a stage needs; None for a model that the planner knows no layer of.
 
     Every micro-batch of the run is looked at, so that the longest real one is planned for exactly.
@@ -35,7 +40,7 @@ def plan_of(ready: Assembled) -> Plan | None:
     except ModelError:
         return None
     machine = _machine(ready, model)
-    return make_plan(model, _setting(ready), _repack(ready), machine, _process(ready))
+    return make_plan(model, _setting(ready), repacker(ready), machine, _process(ready))
 
 
 def _process(ready: Assembled) -> int | None:
@@ -43,21 +48,45 @@ def _process(ready: Assembled) -> int | None:
     resident = resident_bytes() if ready.built.device.type == "cpu" else None
     if resident is None:
         return None
-    weights = sum(p.numel() * p.element_size() for p in ready.built.loaded.module.parameters())
+    weights: int = sum(p.numel() * p.element_size() for p in ready.built.loaded.module.parameters())
     return max(resident - weights, 0)
 
 
-def tell(plan: Plan | None, reporter: Reporter) -> None:
+def tell(plan: Plan | None, repack: Repack, reporter: Reporter) -> None:
     """Say what is predicted, and warn strongly where it is more than there is."""
     if plan is None or plan.machine is None:
         return
-    needed, there = plan.memory.total / 2**30, plan.machine.memory / 2**30
+    needed, there = gib(plan.memory.total), gib(plan.machine.memory)
     if plan.fits:
-        reporter.say(f"  memory: {needed:.1f} GiB predicted, {there:.1f} GiB in {plan.machine.name}")
+        reporter.say(f"  memory: {needed} predicted, {there} in {plan.machine.name}")
         return
+    change = next((change for change in smallest_changes(plan, repack) if change.possible), None)
+    advice = "" if change is None else f"; {change.arguments} would need {gib(change.memory.total)}"
     reporter.warn(
-        f"this needs about {needed:.1f} GiB, but {plan.machine.name} has {there:.1f} GiB: it will probably run out of "
-        f"memory in {plan.memory.moment}"
+        f"this needs about {needed}, but {plan.machine.name} has {there}: expect it to run out of memory in "
+        f"{plan.memory.moment}{advice}"
+    )
+
+
+def remedy(plan: Plan | None, repack: Repack) -> str:
+    """What to say behind "out of memory": the part that grows, and the least that helps with the same batch.
+
+    Memory has run out, so that there is less than was thought; what is proposed needs a fifth less than this did.
+    """
+    if plan is None or plan.machine is None:
+        return "; lower batch.micro_tokens, which leaves the batch of a step as it is"
+    term = plan.memory.largest_to_grow
+    limit = min(plan.machine.memory, int(LESS * plan.memory.total))
+    tight = replace(plan, machine=replace(plan.machine, memory=limit))
+    said = (
+        f". Of {gib(plan.memory.total)} predicted, {gib(plan.memory.terms[term])} are {term}, the largest part that a "
+        "setting changes"
+    )
+    change = next((change for change in smallest_changes(tight, repack) if change.possible), None)
+    if change is None:
+        return f"{said}; no setting needs much less: take a smaller model, or shorter rows (data.max_length)"
+    return (
+        f"{said}. The smallest change that keeps the batch of a step: {change.arguments} ({gib(change.memory.total)})"
     )
 
 
@@ -73,7 +102,7 @@ def _setting(ready: Assembled) -> Setting:
         checkpointing=stage.precision.gradient_checkpointing,
         micro_tokens=ready.plan.micro_tokens,
         new_tokens=stage.rollout.max_new_tokens,
-        reward_models=_reward_models(stage.rollout),
+        reward_models=reward_models(stage.rollout) if isinstance(ready.objective, RolloutObjective) else 0,
         share_base=stage.rollout.share_base,
     )
 
@@ -96,11 +125,6 @@ def _method(ready: Assembled) -> Method:
     )
 
 
-def _reward_models(rollout: RolloutSettings) -> int:
-    """Rewards that are models; a Python function has no weights."""
-    return sum(len(reward.uses) for reward in rollout.rewards if not any(".py:" in use for use in reward.uses))
-
-
 def _machine(ready: Assembled, model: Architecture) -> Machine:
     device, calibration = ready.built.device, ready.built.calibration
     if device.type == "cuda":
@@ -114,7 +138,8 @@ def _machine(ready: Assembled, model: Architecture) -> Machine:
     return Machine(cpu.name, "cpu", cpu.memory, rate)
 
 
-def _repack(ready: Assembled) -> Repack:
+def repacker(ready: Assembled) -> Repack:
+    """Return what tells what the stage's steps compute with so many tokens at once."""
     if isinstance(ready.objective, RolloutObjective):
         return _rollout_work(ready, ready.stage, ready.objective)
     shared = ready.built.model.sharing == "tree"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
 from truing.build.judge import Asked, HeldOutJudge, asked_prompts
 from truing.build.model_card import model_card
-from truing.build.planning import plan_of, tell
+from truing.build.planning import forecast, remedy, repacker, tell
 from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, Start, build_policy
 from truing.build.preconditions import complaints_before
 from truing.build.result import write_final
@@ -32,7 +33,7 @@ from truing.build.rollout_stage import (
 from truing.build.samples import Sampler
 from truing.build.watch import check_guards, guards_of
 from truing.core.batch import Batch
-from truing.core.errors import DataError, RecipeError
+from truing.core.errors import DataError, OutOfMemory, RecipeError
 from truing.core.parameters import ParameterGroup
 from truing.core.text import harmless
 from truing.core.trees import Tree
@@ -46,12 +47,14 @@ from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.planner.plan import Plan as Forecast
+from truing.planner.plan import Repack
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
 from truing.training.evaluation import evaluate
+from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
-from truing.training.progress import Reporter
+from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.reference import LogprobStore, ReferenceLogprobs
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
@@ -89,6 +92,11 @@ class Assembled:
     """Predicted memory and time; None for a model that the planner does not know."""
 
     @property
+    def repack(self) -> Repack:
+        """What the steps compute with another number of tokens at once."""
+        return repacker(self)
+
+    @property
     def lora(self) -> bool:
         return self.built.adapters is not None
 
@@ -104,7 +112,8 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
         raise RecipeError(
             f"objective {objective.name} moves its reference, which takes an adapter: adapter: {{use: lora}}"
         )
-    built = build_policy(stage, start, calibration, reporter, scores=objective.reads == "scores", moving=moving)
+    with naming(f"while {start.model} was loaded"):
+        built = build_policy(stage, start, calibration, reporter, scores=objective.reads == "scores", moving=moving)
     stage = stage.model_copy(update={"batch": _batch(stage.batch, built.device)})
     if built.model.max_positions is not None and stage.data.max_length > built.model.max_positions:
         raise DataError(
@@ -136,7 +145,7 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     asked = asked_prompts(stage, built, dataset)
     check_guards(stage, dataset, judged=bool(asked))
     ready = Assembled(stage, objective, built, dataset, plan, steps, optim, general, asked)
-    return replace(ready, forecast=plan_of(ready))
+    return replace(ready, forecast=forecast(ready))
 
 
 def run_stage(
@@ -177,7 +186,10 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
     else:
         write_facts(ready, run, trainer.optimizer.parameter_count)
         trainer.forget()
-    trainer.fit(complaints_before(ready.stage, ready.built, ready.dataset))
+    try:
+        trainer.fit(complaints_before(ready.stage, ready.built, ready.dataset))
+    except OutOfMemory as failure:
+        raise OutOfMemory(f"{failure}{remedy(ready.forecast, ready.repack)}") from failure.__cause__
 
 
 def introduce(ready: Assembled, reporter: Reporter) -> None:
@@ -188,7 +200,7 @@ def introduce(ready: Assembled, reporter: Reporter) -> None:
     reporter.say(f"{stage.name}: {ready.objective.name} on {built.start.model}, {how}, {dtype}, {built.device}")
     for line in report.lines():
         reporter.say(f"  {harmless(line)}")
-    tell(ready.forecast, reporter)
+    tell(ready.forecast, ready.repack, reporter)
     if isinstance(ready.objective, RolloutObjective):
         _introduce_rollouts(ready, ready.objective, reporter)
         return
@@ -287,6 +299,9 @@ def _trainer(
         evaluate=_measures(moved, judge, probe),
         at_start=judge,
         moving=_moving(ready),
+        peak_memory=partial(torch.cuda.max_memory_allocated, built.device)
+        if built.device.type == "cuda"
+        else peak_memory_bytes,
         at_end=None
         if ready.general is None
         else Forgetting(ready.general, built, ready.plan.micro_tokens, run, reporter),

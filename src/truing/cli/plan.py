@@ -10,6 +10,21 @@ import click
 
 PATH = click.Path(path_type=Path)
 
+OF_A_MODEL = (
+    "method",
+    "adapter",
+    "rank",
+    "dtype",
+    "checkpointing",
+    "examples",
+    "micro_tokens",
+    "new_tokens",
+    "table",
+)
+"""Options that say what a recipe says itself."""
+
+OF_A_RECIPE = ("overrides",)
+
 
 @click.command()
 @click.argument("recipe", required=False, type=PATH)
@@ -61,6 +76,7 @@ def plan(
 
     if (recipe is None) == (model is None):
         raise click.UsageError("give a RECIPE, or --model with a model folder or config.json")
+    _refuse_without_effect(OF_A_MODEL if recipe is not None else OF_A_RECIPE)
     if gpu is not None and device is not None:
         raise click.UsageError("--gpu and --device cpu are two machines; give one")
     machine = named_card(gpu) if gpu is not None else this_cpu()
@@ -89,3 +105,13 @@ def plan(
         click.echo(json.dumps([one.plan.as_json() for one in found], indent=2))
         return
     click.echo("\n\n".join("\n".join(text.lines(one)) for one in found))
+
+
+def _refuse_without_effect(names: tuple[str, ...]) -> None:
+    """An option that changes nothing is a mistake that nobody would see."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+            remedy = "a recipe says it itself: use --set KEY=VALUE" if name != "overrides" else "it needs a RECIPE"
+            raise click.UsageError(f"{option} has no effect here; {remedy}")

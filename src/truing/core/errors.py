@@ -16,6 +16,7 @@
     │   ├── Unhealthy         a figure left its range, and the recipe says to stop then
     │   └── ParityFailed      what was saved does not answer as what was trained
     └── MachineError       4  disk, memory, permissions, a server that fails
+        └── OutOfMemory       memory has run out; the message says in what, and what would need less
 
 A traceback is never the answer to bad input: the command line prints the message alone.
 """
@@ -96,6 +97,10 @@ class MachineError(TruingError):
     """The disk, the memory, a permission or a server failed."""
 
     exit_code = 4
+
+
+class OutOfMemory(MachineError):
+    """Memory ran out while a model was loaded or trained."""
 
 
 class Stopped(TruingError):

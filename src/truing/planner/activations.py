@@ -78,7 +78,7 @@ def not_kept_at_the_bottom(model: Architecture, adapter: AdapterSettings | None,
 
 
 def kept_outside(model: Architecture, formats: Formats) -> int:
-    """Bytes a token that are kept outside the layers: token ids, rotary angles, what an embedding's projections read."""
+    """Bytes a token kept outside the layers: token ids, rotary angles, what an embedding's projections read."""
     e = formats.activation
     angles = 2 * model.head_width * e if model.family.rotary else 0
     places = INDEX if model.family.positions is not None else 0

@@ -71,7 +71,7 @@ def named_card(name: str) -> Machine:
 
 
 def this_cpu() -> Machine:
-    """This machine's RAM, or what the container that we are in may use of it."""
+    """Return this machine's RAM, or what the container that we are in may use of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [
         _number(Path(file)) for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

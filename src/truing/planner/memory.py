@@ -35,12 +35,16 @@ FEWEST = 64
 CACHE_TOKENS = 32_768
 """Tokens whose keys and values are kept at a time."""
 
-PROCESS = {"cpu": 620_000_000, "cuda": 1_000_000_000}
+PROCESS = {"cpu": 500_000_000, "cuda": 1_000_000_000}
 """CPU: Python with torch and transformers before a model is loaded, measured. GPU: the driver's context, workspaces of
 libraries and what the allocator cannot use; an estimate, to be replaced where a GPU is at hand."""
 
 SCORES = 4
 """Tensors of attention scores at once where they are computed one by one: two kept, two gradients."""
+
+
+NORM = 5
+"""Tensors of float32 at once in the backward pass of a norm that transformers writes out in Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,25 +191,38 @@ class _Pass:
         """Terms of each moment that may be the highest."""
         whole = self.adapter is None
         present = WIDE * trained_numbers(self.model, self.setting) if self.several else 0
-        head = self._head_gradient() if whole and not self.setting.method.scores else 0
-        kept, logprobs = self._kept_when_forward_ends(), self._logprobs()
+        fresh = whole and not self.several
+        kept = self._kept_when_forward_ends()
         last_norm = self.micro.tokens * kept_by_last_norm(self.model, self.adapter, self.formats)
-        yield "the log-probs, after the forward pass", self._terms(kept + last_norm, 0, logprobs + head, present)
-        held = head if self.model.tied else 0  # until the embedding's own gradient is added to it
-        arrived = 0 if held or not whole or self.several else head
-        last = self.model.layers - 1
-        yield "the backward pass of the last layer", self._terms(kept, self._at_work(last), held, present + arrived)
-        above = 0 if self.several or not whole else WIDE * sum(self.model.layer_numbers[1:])
-        body = 0 if self.several or not whole else WIDE * sum(self.model.layer_numbers)
-        bottom = self._kept_when_backward_ends()
+        logprobs = self._logprobs() + (self._head_gradient() if self._head_is_trained() else 0)
+        yield "the log-probs, after the forward pass", self._terms(kept + last_norm, 0, logprobs, present)
+        # A head that is the embedding too waits for the embedding's own gradient.
+        narrow = self.setting.activation * self.model.head_numbers
+        held = narrow if self._head_is_trained() and self.model.tied else 0
+        head = WIDE * self.model.head_numbers if self._head_is_trained() and fresh and not self.model.tied else 0
         yield (
-            "the backward pass of the first layer",
-            self._terms(bottom, self._at_work(0), held, present + arrived + above),
+            "the backward pass of the last norm",
+            self._terms(kept + last_norm, self._norm_at_work(), held, present + head),
         )
+        last = self._terms(kept, self._at_work(self.model.layers - 1), held, present + head)
+        yield "the backward pass of the last layer", last
+        above = WIDE * sum(self.model.layer_numbers[1:]) if fresh else 0
+        first = self._terms(self._kept_when_backward_ends(), self._at_work(0), held, present + head + above)
+        yield "the backward pass of the first layer", first
         if whole:
-            embedding = self.setting.activation * self.model.head_numbers
-            summed = embedding if self.model.tied else 0
-            yield "the embedding's gradient", self._terms(0, 0, held + embedding + summed, present + arrived + body)
+            body = WIDE * sum(self.model.layer_numbers) if fresh else 0
+            widened = WIDE * self.model.head_numbers if fresh and self.setting.activation < WIDE else 0
+            embedding = 3 * narrow if held else narrow + widened
+            yield "the embedding's gradient", self._terms(0, 0, embedding, present + head + body)
+
+    def _norm_at_work(self) -> int:
+        """Gradients in float32, of a norm that is written out operation by operation."""
+        width = self.micro.tokens * self.model.hidden
+        return 2 * self.setting.activation * width if self.model.family.norm == "layer" else NORM * WIDE * width
+
+    def _head_is_trained(self) -> bool:
+        """Whether there is a projection to the vocabulary, and all weights are trained."""
+        return self.adapter is None and not self.setting.method.scores
 
     def _terms(self, activations: int, layer: int, logprobs: int, gradients: int) -> dict[str, int]:
         return {
@@ -246,9 +263,12 @@ class _Pass:
             again = tokens * kept.all + self._masks()
             again -= tokens * self.model.hidden * e if input_is_kept(self.model, self.formats) else 0
         of_feed = tokens * e * (2 * self._widest_feed(layer) + self.model.hidden)
+        of_attention = self._attention_at_work(kept)
         if self.adapter is None:
-            of_feed += e * self.model.down.numbers
-        return again + max(of_feed, self._attention_at_work(kept)) + self._unpacked()
+            fresh = 0 if self.several else WIDE  # gradients that this pass makes first, in float32
+            of_feed += (e + (fresh if e < WIDE else 0)) * self.model.down.numbers
+            of_attention += fresh * sum(matrix.numbers for matrix in (*self.model.feed, self.model.down))
+        return again + max(of_feed, of_attention) + self._unpacked()
 
     def _widest_feed(self, layer: int) -> int:
         """Width of the tensor whose gradients exist three times at once, less the one just let go of."""
@@ -291,12 +311,14 @@ class _Pass:
         if self.setting.method.scores:
             return 2 * self.micro.completions * self.model.hidden * e
         hidden = targets * self.model.embedding * e * 2
-        rows = self._chunk_rows()
-        chunk = min(targets, rows) * self.model.vocabulary
+        first = min(targets, self._chunk_rows())
+        second = min(targets - first, self._chunk_rows())
         narrow = e if e < WIDE else 0
-        copies = 2 if targets <= rows else 3  # the last chunk's are there until the next one's are made
-        capped = (copies + 1) * WIDE if self.model.logit_cap else 0
-        return hidden + chunk * max(copies * WIDE + narrow, capped)
+        # Of a chunk two tensors are there until the next one's are made.
+        rows = 2 * WIDE * first + max(narrow * first, (WIDE + narrow) * second)
+        if self.model.logit_cap:
+            rows = max(rows, WIDE * ((2 if second else 3) * first + 2 * second))
+        return hidden + self.model.vocabulary * rows
 
 
 def _rollout(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:

@@ -18,6 +18,9 @@ MOST_TOKENS = 65_536
 
 LEAST_TOKENS = 256
 
+NF4 = "precision.dtype=nf4"
+"""Not a value that a recipe takes yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -61,7 +64,7 @@ class Plan:
             "available_bytes": None if self.machine is None else self.machine.memory,
             "fits": self.fits,
             "flop_per_step": self.cost.step,
-            "seconds": None if seconds is None else round(seconds, 1),
+            "seconds": None if seconds is None else float(f"{seconds:.3g}"),
         }
 
 
@@ -75,7 +78,8 @@ def make_plan(
     """Predict a setting's memory and time."""
     work = repack(setting.micro_tokens)
     memory = predict(model, setting, work, process)
-    return Plan(model, setting, work, memory, cost_of(model, setting, work, machine and machine.rate), machine)
+    cost = cost_of(model, setting, work, None if machine is None else machine.rate)
+    return Plan(model, setting, work, memory, cost, machine)
 
 
 def largest_that_fits(plan: Plan, repack: Repack) -> Plan | None:
@@ -95,16 +99,21 @@ def smallest_changes(plan: Plan, repack: Repack) -> Iterator[Change]:
     """Yield what makes it fit, the least first, each with the batch of an optimizer step unchanged.
 
     Fewer tokens at once costs little; computing activations again a third more time; an adapter, or fewer bits, change
-    what is trained. Later ones keep what earlier ones have changed. It ends with the first change that fits.
+    what is trained. Later ones keep what earlier ones have changed. It ends with the first change that fits and that
+    this version trains; one that it does not train yet may come before.
     """
     if plan.machine is None or plan.fits:
         return
+    untrained = False
     for keys, setting in _changes(plan.setting):
+        if untrained and not setting.trains:
+            continue
         tried = predict(plan.model, setting, repack(setting.micro_tokens))
         if tried.total <= plan.machine.memory:
             yield Change(keys, tried, setting.trains)
             if setting.trains:
                 return
+            untrained = True
 
 
 def _changes(setting: Setting) -> Iterator[tuple[tuple[str, ...], Setting]]:
@@ -137,7 +146,7 @@ def _frugal(setting: Setting) -> Iterator[tuple[tuple[str, ...], Setting]]:
         keys = (*keys, "adapter=lora")
         yield keys, setting
     if setting.base != "nf4":
-        yield (*keys, "precision.dtype=nf4"), replace(setting, base="nf4")
+        yield (*keys, NF4), replace(setting, base="nf4")
 
 
 def _doubling(first: int, last: int) -> Iterator[int]:

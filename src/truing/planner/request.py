@@ -15,6 +15,7 @@ from truing.planner.plan import Plan, Repack, make_plan, table_settings
 from truing.planner.rows import read_sizes
 from truing.planner.setting import Base, DeviceKind, Row, Setting, Work, even_row, packed
 from truing.recipe.schema import Recipe, Stage
+from truing.rl.settings import RolloutSettings
 
 EXAMPLES = 8
 """Rows of a step where nothing says how many: the trainer's own default."""
@@ -98,7 +99,7 @@ def _stage_answer(
         stage.precision.gradient_checkpointing,
         (stage.batch.micro_tokens or MICRO_TOKENS[device]) if stage.data.packing else 1,
         rollout.max_new_tokens,
-        sum(len(reward.uses) for reward in rollout.rewards if not any(".py:" in use for use in reward.uses)),
+        reward_models(rollout) if method.rollouts else 0,
         rollout.share_base,
     )
     examples = stage.batch.examples or EXAMPLES
@@ -108,6 +109,12 @@ def _stage_answer(
     rows = read_sizes(stage.data, name, method, folder)
     said = f"{len(rows)} rows of {', '.join(stage.data.paths)}, counted before training"
     return _of_rows(model, setting, rows, examples, stage, machine, said)
+
+
+def reward_models(rollout: RolloutSettings) -> int:
+    """Rewards that are models: that of the stage before where none is named; a Python function has no weights."""
+    named = [use for reward in rollout.rewards for use in reward.uses]
+    return sum(".py:" not in use for use in named) if named else 1
 
 
 def _of_rows(

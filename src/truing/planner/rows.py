@@ -1,4 +1,4 @@
-"""Sizes of a recipe's rows, read and counted without torch: near enough for a plan, exact only where training counts."""
+"""Sizes of a recipe's rows, read and counted without torch: near enough for a plan; training counts exactly."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from truing.core.text import harmless
 from truing.planner.cost import UTILISATION
 from truing.planner.machine import GIB
 from truing.planner.memory import trained_numbers
-from truing.planner.plan import Change, Plan, largest_that_fits, smallest_changes
+from truing.planner.plan import NF4, Change, Plan, largest_that_fits, smallest_changes
 from truing.planner.request import Answer
 
 NOT_YET = "this version does not train a 4-bit base yet"
@@ -50,23 +50,26 @@ def _fit(answer: Answer) -> Iterator[str]:
     found = list(smallest_changes(plan, answer.repack))
     for change in found:
         yield f"  smallest change that does: {_said(change)} ({gib(change.memory.total).strip()})"
-    if not found:
-        yield "  no setting does: take a smaller model, shorter rows (data.max_length), or more memory"
+    if not any(change.possible for change in found):
+        yield "  no setting that this version trains does: take a smaller model, or shorter rows (data.max_length)"
 
 
 def _said(change: Change) -> str:
-    return change.arguments if change.possible else f"{change.arguments} over a 4-bit base; {NOT_YET}"
+    if change.possible:
+        return change.arguments
+    rest = [f"--set {key}" for key in change.keys if key != NF4]
+    return f"{' '.join(['a 4-bit base', *rest])}; {NOT_YET}"
 
 
 def _time(plan: Plan) -> Iterator[str]:
     cost = plan.cost
     shares = ", ".join(f"{name} {value / cost.step:.0%}" for name, value in cost.parts.items())
-    yield f"  a step computes {cost.step / 1e12:,.3g} TFLOP: {shares}"
+    amount = f"{cost.step / 1e12:,.0f}" if cost.step > 1e14 else f"{cost.step / 1e12:.3g}"
+    yield f"  a step computes {amount} TFLOP: {shares}"
     if cost.seconds is not None:
-        yield (
-            f"  {cost.steps} steps take about {_duration(cost.seconds)} at {UTILISATION:.0%} of "
-            f"{(cost.rate or 0) / 1e12:,.3g} TFLOP/s"
-        )
+        steps = "a step takes" if cost.steps == 1 else f"{cost.steps:,} steps take"
+        rate = f"{UTILISATION:.0%} of {(cost.rate or 0) / 1e12:,.3g} TFLOP/s"
+        yield f"  {steps} about {_duration(cost.seconds)} at {rate}"
 
 
 def table_lines(cells: Iterable[tuple[str, str, Plan]]) -> Iterator[str]:
@@ -94,7 +97,7 @@ def gib(value: float) -> str:
     >>> gib(24 * 2**30), gib(3 * 2**20)
     ('24.0 GiB', '3 MiB')
     """
-    return f"{value / GIB:,.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:,.0f} MiB"
+    return f"{value / GIB:,.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:,.3g} MiB"
 
 
 def _duration(seconds: float) -> str:

@@ -90,13 +90,17 @@ def _dropped(reasons: Mapping[str, Any]) -> Iterator[Markup]:
 
 
 def memory_and_time(run: Run) -> list[Markup]:
-    """Planned memory beside what was measured, and how fast it went."""
+    """Planned memory and time beside what was measured, and how fast it went."""
     planned = {name: value for name, found in mapping(run.plan.get("bytes")).items() if (value := number(found))}
     rows = [[f"planned: {name}", in_bytes(value)] for name, value in planned.items()]
     if len(planned) > 1:
         rows.append(["planned, together", in_bytes(sum(planned.values()))])
     if run.peak_memory_bytes is not None:
         rows.append(["measured peak of the process", in_bytes(run.peak_memory_bytes)])
+    if (there := number(run.plan.get("available_bytes"))) is not None:
+        rows.append(["memory there is", in_bytes(there)])
+    if (seconds := number(run.plan.get("seconds"))) is not None:
+        rows.append(["planned time in steps", in_time(seconds)])
     if run.seconds > 0:
         tokens = sum(value for row in run.rows if (value := number(row.get("tokens"))) is not None)
         rows.append(["time in steps", in_time(run.seconds)])
@@ -106,8 +110,9 @@ def memory_and_time(run: Run) -> list[Markup]:
         rows.append(["trained parameters", f"{trained:,.0f}"])
     if not rows:
         return []
-    why = page.paragraph("The measured peak also holds the libraries, the data and the activations of a batch.")
-    return [page.table(["", ""], rows, numeric={1}), *([why] if planned else [])]
+    moment = run.plan.get("moment")
+    why = f"The plan is for the heaviest moment of a step: {moment}." if isinstance(moment, str) else ""
+    return [page.table(["", ""], rows, numeric={1}), *([page.paragraph(why)] if why else [])]
 
 
 def forgetting(run: Run) -> list[Markup]:

@@ -22,6 +22,7 @@ from truing.training.foresight import foresee
 from truing.training.guards import FILE as EVENTS
 from truing.training.guards import Event, Guards, strongest
 from truing.training.judge_signs import START
+from truing.training.memory_failure import naming, naming_rows
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
@@ -101,6 +102,8 @@ class Trainer:
     """Measures the policy as the stage begins; what it finds goes into the first row of metrics.jsonl."""
     sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     """Completes the fixed prompts after so many steps; returns rows of samples.jsonl."""
+    peak_memory: Callable[[], int] = peak_memory_bytes
+    """The most memory used so far, in bytes, where the model is."""
     moving: MovingReference | None = None
     """The reference, where it does not stay as the stage began."""
     at_end: Callable[[], Mapping[str, float]] | None = None
@@ -164,7 +167,7 @@ class Trainer:
     ) -> None:
         """Make the steps up to `last`; figures of the start go into the first one's row."""
         clock = time.perf_counter()
-        while not self.progressed.ended and self.progressed.step < last and (step := next(steps, None)) is not None:
+        while not self.progressed.ended and self.progressed.step < last and (step := self._prepared(steps)) is not None:
             self._one_step(step, total, clock, started if step.index == 0 else {})
             if stop.asked is not None and not self.progressed.ended:
                 self.save()
@@ -175,6 +178,10 @@ class Trainer:
             self.run.truncate_lines("samples.jsonl", self.progressed.step - 1)
             self._write_samples(self.progressed.step)
             self.save()
+
+    def _prepared(self, steps: Iterator[PreparedStep]) -> PreparedStep | None:
+        with naming(f"while step {self.progressed.step + 1} was prepared"):
+            return next(steps, None)
 
     def _begin(self, found: Sequence[Complaint]) -> dict[str, float]:
         """What comes before the first step; returns figures of the start for its row."""
@@ -204,7 +211,7 @@ class Trainer:
         row |= restored
         if (done == total or self.progressed.ended) and self.at_end is not None:
             row |= self.at_end()
-        row["memory_bytes"] = peak_memory_bytes()
+        row["memory_bytes"] = self.peak_memory()
         self.run.append("metrics.jsonl", _finite(row))
         self._say(events, restored)
         self.trackers.log(done, row)
@@ -224,7 +231,8 @@ class Trainer:
             self._preflight(step, loss, norm, metrics)
         factor = rate_factor(step.index, total, self.plan.optim) * self.guards.rate
         if finite:
-            self.optimizer.step(factor)
+            with naming(f"in the update of step {step.index + 1}"):
+                self.optimizer.step(factor)
             self.progressed.memory = self.objective.remember(self.progressed.memory, metrics)
         self._count(step, finite)
         if self.moving is not None:
@@ -253,13 +261,14 @@ class Trainer:
         wanted = {"entropy": self.objective.wants_entropy, "squares": self.objective.wants_squares}
         roles = self.objective.trained(step.index)
         for batch in foresee(self.policy, self.objective, step.batches, self.progressed.memory):
-            for outputs in self.policy.passes(batch, roles, **wanted):
-                share = self.objective(outputs, batch, step.totals)
-                if not share.loss.requires_grad:
-                    raise NothingToTrain("the loss does not depend on any trainable parameter")
-                share.loss.backward()  # type: ignore[no-untyped-call]
-                loss += share.loss.detach().double().cpu()
-                parts.append(share.metrics)
+            with naming_rows(step.index + 1, batch):
+                for outputs in self.policy.passes(batch, roles, **wanted):
+                    share = self.objective(outputs, batch, step.totals)
+                    if not share.loss.requires_grad:
+                        raise NothingToTrain("the loss does not depend on any trainable parameter")
+                    share.loss.backward()  # type: ignore[no-untyped-call]
+                    loss += share.loss.detach().double().cpu()
+                    parts.append(share.metrics)
         metrics = average(parts)
         return float(loss), {**metrics, **self.objective.derived(metrics)}
 
