@@ -196,7 +196,10 @@ def main() -> None:
             )
     print(verdict(found))
     if not chosen.only:
-        rows = [{**asdict(one.cell), "predicted": one.predicted, "measured": one.measured} for one in found]
+        rows = [
+            {**asdict(one.cell), "predicted": one.predicted, "measured": one.measured, "terms": one.terms}
+            for one in found
+        ]
         comparison.write_table("plan_cpu", "Planned memory beside measured", [verdict(found), table(found)], rows)
 
 

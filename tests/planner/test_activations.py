@@ -100,4 +100,4 @@ def test_the_peak_of_a_pass_is_that_of_its_living_tensors(family: str, lora: boo
     work = Work.of_steps([[[Row(100, (100,), 100)]]], 1)
     memory = predict(architecture(one.module.config.to_dict(), family), setting, work, process=0)
     lasting = sum(memory.terms.get(name, 0) for name in ("weights", "adapters", "optimizer"))
-    assert 0.96 * live.peak < memory.total - lasting < 1.1 * live.peak
+    assert 0.96 * live.peak < memory.in_use - lasting < 1.1 * live.peak

@@ -24,7 +24,6 @@ from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
 from truing.recipe.schema import Recipe, Stage
 from truing.rl.settings import RolloutSettings
-from truing.training.allocator import return_large_blocks
 from truing.training.disk import on_disk
 from truing.training.manifest import damage
 from truing.training.progress import Reporter
@@ -38,7 +37,6 @@ def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = 
     The first stage is assembled, and every later stage's data and objective are checked, before anything is written.
     A probe is called with the policy whenever a stage is evaluated; what it returns goes into the row of metrics.jsonl.
     """
-    return_large_blocks()
     check_stages(recipe)
     first = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
     directory = RunDirectory.create(output)
@@ -50,7 +48,6 @@ def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = 
 
 def resume(output: Path, reporter: Reporter) -> Path:
     """Continue an interrupted run: finished stages are kept, the one in progress goes on from its last checkpoint."""
-    return_large_blocks()
     directory = RunDirectory.open(output)
     directory.lock()
     try:
