@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from truing.build.annotator import annotator
 from truing.build.card_facts import gather
 from truing.build.density import with_density_ratios
 from truing.build.facts import check_unchanged, write_facts
@@ -32,7 +32,6 @@ from truing.build.rollout_stage import (
 )
 from truing.build.samples import Sampler
 from truing.build.watch import check_guards, guards_of
-from truing.core.batch import Batch
 from truing.core.errors import DataError, OutOfMemory, RecipeError
 from truing.core.parameters import ParameterGroup
 from truing.core.text import harmless
@@ -43,7 +42,6 @@ from truing.models.calibration import Calibration
 from truing.models.language_model import LanguageModel
 from truing.models.roles import Role, Trained
 from truing.objectives.base import Objective
-from truing.objectives.bco import DENSITY_RATIO
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.planner.plan import Plan as Forecast
@@ -55,10 +53,10 @@ from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
-from truing.training.reference import LogprobStore, ReferenceLogprobs
+from truing.training.reference import ReferenceLogprobs
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
-from truing.training.source import Annotate, Source, TreeSource, fixed_batches
+from truing.training.source import Source, TreeSource, fixed_batches
 from truing.training.trackers.followed import Trackers
 from truing.training.trainer import Plan, Trainer
 
@@ -347,7 +345,7 @@ def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
     bare = TreeSource(
         ready.dataset.train, ready.plan, built.model.collate, lambda batch: batch, built.device, ready.total_steps
     )
-    reference = _annotator(ready, run, bare, held_out, reporter)
+    reference = annotator(ready, run, bare, held_out, reporter)
     annotate = with_density_ratios(reference, ready, run, reporter)
 
     def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
@@ -361,53 +359,6 @@ def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
         measured if held_out else None,
         reference.save if isinstance(reference, ReferenceLogprobs) else None,
     )
-
-
-def _annotator(
-    ready: Assembled, run: RunDirectory, bare: TreeSource, held_out: Sequence[Batch], reporter: Reporter
-) -> Annotate:
-    """Return what fills the columns that the objective needs."""
-    unknown = set(ready.objective.needs) - {"ref_logprobs", DENSITY_RATIO}
-    if unknown:
-        raise RecipeError(
-            f"objective {ready.objective.name} needs the column '{sorted(unknown)[0]}', which nothing here fills; "
-            f"known: ref_logprobs, {DENSITY_RATIO}"
-        )
-    if "ref_logprobs" not in ready.objective.needs:
-        return lambda batch: batch
-    settings, apart = ready.stage.reference, ready.objective.only_ahead
-    repeated = ready.plan.rows_seen() > len(ready.dataset.train)
-    ahead = settings.precompute_ref_log_probs
-    if ahead is None:
-        ahead = not ready.lora
-    if not ahead and not ready.lora:
-        raise RecipeError(
-            "reference.precompute_ref_log_probs: false needs the reference beside the policy, which full weights would "
-            "have to keep as a second model; leave it out, or train with an adapter"
-        )
-    if ready.objective.reference_every is not None:
-        # Nothing to keep: the next pass has another reference.
-        return ReferenceLogprobs(ready.built.reference, None, apart)
-    if not ahead and not repeated and settings.cache is None:
-        return ReferenceLogprobs(ready.built.reference, None, apart)
-    folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
-    built = ready.built
-    key = f"{built.start_digest} {built.dtype} {built.calibration.matmul_precision}"
-    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key), apart)
-    if not ahead:
-        return reference  # each row's when it first comes by
-    count = min(ready.plan.rows_seen(), len(ready.dataset.train)) + sum(len(b.digests) for b in held_out)
-    reporter.begin("reference", count)
-    done = 0
-
-    def advance(trees: int) -> None:
-        nonlocal done
-        done += trees
-        reporter.advance(min(done, count))
-
-    reference.precompute([*held_out, *bare.first_pass()], advance)
-    reporter.end()
-    return reference
 
 
 def _moving(ready: Assembled) -> MovingReference | None:
