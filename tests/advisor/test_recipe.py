@@ -8,7 +8,8 @@ import pytest
 from tests.advisor.made import case, ground
 from tests.advisor.test_rules import EXAMPLES
 from truing.advisor.decide import decide
-from truing.advisor.write_recipe import RATES, recipe_for, to_yaml
+from truing.advisor.write_recipe import LORA_RATE, RATES, recipe_for, to_yaml
+from truing.build import stage
 from truing.build.chain import preview, run
 from truing.core.errors import InputError
 from truing.core.trees import ExampleKind
@@ -96,3 +97,4 @@ def test_what_learns_from_its_own_answers_needs_something_that_scores_them(tmp_p
 @pytest.mark.parametrize("use", RATES)
 def test_rates_are_the_objectives_own(use: str) -> None:
     assert RATES[use] == find(use).learning_rate
+    assert LORA_RATE == stage.LORA_RATE
