@@ -114,6 +114,21 @@ def test_a_run_resumed_in_its_second_pass_ends_with_the_same_bits(
     assert list((tmp_path / "cut" / "reference").glob("*.safetensors"))
 
 
+def test_a_finished_run_that_is_resumed_stays_as_it_is_and_gets_its_report(
+    world: tuple[Path, WorldFiles], tmp_path: Path
+) -> None:
+    """A process that is killed between its result and its report leaves one without the other."""
+    recipe = values(world, LORA)
+    recipe["stages"] = [{**recipe["stages"][0], "optim": {"lr": 1e-3, "max_steps": 2}}]
+    final = run(recipe_from(recipe), tmp_path / "run", Silent())
+    before = {file.name: file.read_bytes() for file in final.iterdir()}
+    result = CliRunner().invoke(cli, ["resume", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "is finished" in result.stderr + result.output
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert {file.name: file.read_bytes() for file in final.iterdir()} == before
+
+
 def test_dropout_does_not_trip_the_preflight(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
     """DPO goes on from an adapter that drops; the value its first loss must have is that without dropout."""
     run(recipe_from(values(world, {**LORA, "dropout": 0.1})), tmp_path / "chain", Silent())

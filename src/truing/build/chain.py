@@ -47,13 +47,17 @@ def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = 
 
 
 def resume(output: Path, reporter: Reporter) -> Path:
-    """Continue an interrupted run: finished stages are kept, the one in progress goes on from its last checkpoint."""
+    """Continue an interrupted run: finished stages are kept, the one in progress goes on from its last checkpoint.
+
+    One that is finished stays as it is: who resumes after every interruption cannot know that the last came too late.
+    """
     directory = RunDirectory.open(output)
     directory.lock()
     try:
         recipe = load_recipe(output / "recipe.yaml")
         if directory.is_finished():
-            raise RunError(f"{output} is finished: its result is in {output / 'final'}")
+            reporter.say(f"{output} is finished: its result is in {output / 'final'}")
+            return output / "final"
         check_installed(tracker for stage in recipe.stages for tracker in stage.trackers)
         return _run_stages(recipe, directory, None, reporter)
     finally:
