@@ -19,6 +19,9 @@ from typing import Any
 import comparison
 import sides
 
+SHAPE = "25m"
+"""The shape whose results carry the method's name alone."""
+
 Tokens = dict[str, list[int]]
 Side = Callable[..., sides.Run]
 """Runs one side: called with a setting, the number of steps, and `tag`, a part of its files' names."""
@@ -60,23 +63,27 @@ class Contest:
     """What the rival must make of rows that were tokenised one message list at a time."""
     note: str = ""  # what a reader of the results has to know
 
-    def rival_run(self, setting: str, steps: int, *, work: Path, rows: Path, python: str, tag: str) -> sides.Run:
+    def rival_run(
+        self, setting: str, steps: int, *, work: Path, rows: Path, full: bool, python: str, tag: str
+    ) -> sides.Run:
         count = steps * self.rows_per_step
         data = sides.first_rows(rows / "rows.jsonl", count)
         tokens = rows / f"{self.name}-first-{count}.tokens.json"
         found = json.loads((rows / "tokens.json").read_text(encoding="utf-8"))[:count]
         tokens.write_text(json.dumps(self.expected(found)), encoding="utf-8")
-        options = ["--model", str(work / "model"), "--adapter", str(work / "adapter"), "--data", str(data)]
+        options = ["--model", str(work / "model"), "--data", str(data)]
+        options += [] if full else ["--adapter", str(work / "adapter")]
         options += ["--tokens", str(tokens), "--steps", str(steps), "--rows", str(self.rows_per_step)]
         options += ["--learning-rate", str(self.learning_rate), *self.rival_objective, *self.rival_settings[setting]]
         report = work / "runs" / f"trl-{self.name}-{tag}-{sides.slug(setting)}.json"
         return sides.run_rival(f"trl_{self.name}.py", setting, options, python=python, report=report)
 
     def truing_run(
-        self, setting: str, steps: int, *, work: Path, rows: Path, command: Sequence[str], tag: str
+        self, setting: str, steps: int, *, work: Path, rows: Path, full: bool, command: Sequence[str], tag: str
     ) -> sides.Run:
         recipe = sides.truing_recipe(
             work=work,
+            full=full,
             data=sides.first_rows(rows / "rows.jsonl", steps * self.rows_per_step),
             objective=self.objective,
             examples=self.rows_per_step,
@@ -91,8 +98,9 @@ class Contest:
         """Prepare the rows of `source`, run both sides and write the results."""
         work = chosen.work / chosen.shape
         rows = sides.prepare(self.kind, source, [source, *chosen.corpus], chosen.shape, work)
-        rival = functools.partial(self.rival_run, work=work, rows=rows, python=chosen.rival_python)
-        truing = functools.partial(self.truing_run, work=work, rows=rows, command=shlex.split(chosen.truing))
+        both = {"work": work, "rows": rows, "full": chosen.full}
+        rival = functools.partial(self.rival_run, **both, python=chosen.rival_python)
+        truing = functools.partial(self.truing_run, **both, command=shlex.split(chosen.truing))
         compare(self.name, self.title, rival, truing, chosen, note=self.note)
 
 
@@ -100,11 +108,14 @@ def arguments(description: str | None, settings: Mapping[str, Sequence[str]], *,
     """The options every comparison has; the file with its rows is added by each under a name of its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, nargs="*", default=[], help="more files for the tokenizer to learn from")
-    parser.add_argument("--shape", default="25m")
+    parser.add_argument("--shape", default=SHAPE)
+    parser.add_argument("--full", action="store_true", help="train all weights, without an adapter")
     parser.add_argument("--steps", type=int, default=steps, help="steps of a timed run; the first two do not count")
     parser.add_argument("--loss-steps", type=int, default=20, help="steps of the loss comparison; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--settings", nargs="*", choices=sorted(settings), default=list(settings))
+    ours = list(sides.TRUING_SETTINGS)
+    parser.add_argument("--ours", nargs="*", choices=ours, default=ours, help="settings of Truing")
     parser.add_argument("--only", choices=["trl", "truing"], help="run one side alone")
     parser.add_argument("--rival-python", default=sys.executable, help="interpreter that has trl")
     parser.add_argument("--truing", default=f"{sys.executable} -m truing", help="command line of Truing")
@@ -133,8 +144,10 @@ def compare(
     if chosen.only != "truing":
         contestants += [functools.partial(rival, setting, chosen.steps, tag="time") for setting in chosen.settings]
     if chosen.only != "trl":
-        contestants += [functools.partial(truing, ours, chosen.steps, tag="time") for ours in sides.TRUING_SETTINGS]
+        contestants += [functools.partial(truing, ours, chosen.steps, tag="time") for ours in chosen.ours]
     runs = comparison.alternate(contestants, chosen.rounds)
     table_runs = comparison.merged(runs)
     sections += ["## Time and memory", comparison.speed_table(table_runs), *comparison.ratio_lines(table_runs)]
-    comparison.write_results(name, f"{title}, {chosen.shape}", sections, runs, vars(chosen))
+    how = "all weights" if chosen.full else "LoRA"
+    parts = [name, *([chosen.shape] if chosen.shape != SHAPE else []), *(["full"] if chosen.full else [])]
+    comparison.write_results("-".join(parts), f"{title}, {how}, {chosen.shape}", sections, runs, vars(chosen))

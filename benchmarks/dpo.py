@@ -14,7 +14,7 @@ BETA = 0.1
 # `padding_free` is not among the rival's settings: TRL 1.16 answers it for DPO with "temporarily unavailable" and pads.
 DPO = contest.Contest(
     name="dpo",
-    title="DPO with LoRA",
+    title="DPO",
     kind="pairs",
     rows_per_step=4,
     learning_rate=1e-4,

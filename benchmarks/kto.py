@@ -36,7 +36,7 @@ def tree_of(row: contest.Tokens) -> Tree:
 
 KTO = contest.Contest(
     name="kto",
-    title="KTO with LoRA",
+    title="KTO",
     kind="judgements",
     rows_per_step=8,
     learning_rate=1e-4,

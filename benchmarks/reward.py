@@ -18,7 +18,7 @@ def whole_conversations(rows: Sequence[contest.Tokens]) -> list[contest.Tokens]:
 
 REWARD = contest.Contest(
     name="reward",
-    title="Reward modelling with LoRA",
+    title="Reward modelling",
     kind="pairs",
     rows_per_step=4,
     learning_rate=1e-3,  # at 1e-4 scores stay so near to zero that losses could not differ

@@ -100,22 +100,26 @@ def check_tokens(expected: list[dict[str, list[int]]], packed: dict[str, list[li
             raise SystemExit(f"packed row {row} holds other tokens or labels than its examples give")
 
 
-def rival_options(steps: int, work: Path, rows: Path) -> list[str]:
-    options = ["--model", str(work / "model"), "--adapter", str(work / "adapter"), "--data", str(rows / "rows.jsonl")]
+def rival_options(steps: int, work: Path, rows: Path, *, full: bool = False) -> list[str]:
+    options = ["--model", str(work / "model"), "--data", str(rows / "rows.jsonl")]
+    options += [] if full else ["--adapter", str(work / "adapter")]
     return [*options, "--steps", str(steps), "--learning-rate", str(LEARNING_RATE), "--rows", str(ROWS_PER_STEP)]
 
 
-def rival_run(setting: str, steps: int, *, work: Path, rows: Path, order: Path, python: str, tag: str) -> sides.Run:
-    options = [*rival_options(steps, work, rows), "--order", str(order), *RIVAL_SETTINGS[setting]]
+def rival_run(
+    setting: str, steps: int, *, work: Path, rows: Path, order: Path, full: bool, python: str, tag: str
+) -> sides.Run:
+    options = [*rival_options(steps, work, rows, full=full), "--order", str(order), *RIVAL_SETTINGS[setting]]
     report = work / "runs" / f"trl-sft-{tag}-{sides.slug(setting)}.json"
     return sides.run_rival("trl_sft.py", setting, options, python=python, report=report)
 
 
 def truing_run(
-    setting: str, steps: int, *, work: Path, data: Path, examples: int, command: Sequence[str], tag: str
+    setting: str, steps: int, *, work: Path, data: Path, examples: int, full: bool, command: Sequence[str], tag: str
 ) -> sides.Run:
     recipe = sides.truing_recipe(
         work=work,
+        full=full,
         data=sides.first_rows(data, steps * examples),
         objective={"use": "sft"},
         examples=examples,
@@ -136,11 +140,18 @@ def main() -> None:
     rows = sides.prepare("demonstrations", chosen.demonstrations, corpus, chosen.shape, work)
     most = max(chosen.steps, chosen.loss_steps)
     plan, order, ordered = make_plan(most, work=work, rows=rows, python=chosen.rival_python)
-    rival = functools.partial(rival_run, work=work, rows=rows, order=order, python=chosen.rival_python)
-    truing = functools.partial(
-        truing_run, work=work, data=ordered, examples=plan.examples_per_step, command=shlex.split(chosen.truing)
+    rival = functools.partial(
+        rival_run, work=work, rows=rows, order=order, full=chosen.full, python=chosen.rival_python
     )
-    contest.compare("sft", "SFT with packing and LoRA", rival, truing, chosen, loss_setting=LOSS_SETTING)
+    truing = functools.partial(
+        truing_run,
+        work=work,
+        data=ordered,
+        examples=plan.examples_per_step,
+        full=chosen.full,
+        command=shlex.split(chosen.truing),
+    )
+    contest.compare("sft", "SFT with packing", rival, truing, chosen, loss_setting=LOSS_SETTING)
 
 
 if __name__ == "__main__":

@@ -143,17 +143,21 @@ def truing_recipe(
     *,
     work: Path,
     data: Path,
+    full: bool,
     objective: Mapping[str, Any],
     examples: int,
     steps: int,
     learning_rate: float,
     changes: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The recipe that asks of Truing what the rival programs ask of TRL; `changes` are added section by section."""
+    """The recipe that asks of Truing what the rival programs ask of TRL; `changes` are added section by section.
+
+    With `full` all weights are trained, without an adapter.
+    """
     recipe: dict[str, Any] = {
         "model": str(work / "model"),
         "template": "tokenizer",
-        "adapter": {"use": "lora", "rank": 16, "alpha": 32, "start": str(work / "adapter")},
+        "adapter": "none" if full else {"use": "lora", "rank": 16, "alpha": 32, "start": str(work / "adapter")},
         "seed": 0,
         "objective": dict(objective),
         "data": {"path": str(data), "max_length": MAX_LENGTH, "shuffle": False},
@@ -177,6 +181,7 @@ TRUING_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "fp32": {"precision": {"dtype": "fp32"}, **NO_SAMPLES},
     "bf16": {"precision": {"dtype": "bf16"}, **NO_SAMPLES},
     "bf16, 2048 tokens at a time": {"precision": {"dtype": "bf16"}, "batch": {"micro_tokens": 2048}, **NO_SAMPLES},
+    "bf16, 1024 tokens at a time": {"precision": {"dtype": "bf16"}, "batch": {"micro_tokens": 1024}, **NO_SAMPLES},
 }
 """Truing's settings that are measured; in all of them the result of a step is the same but for rounding."""
 

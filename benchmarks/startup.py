@@ -33,6 +33,7 @@ def rival_run(method: str, rows: Path, *, work: Path, python: str) -> sides.Run:
 
 def truing_run(method: str, rows: Path, *, work: Path, command: Sequence[str]) -> sides.Run:
     recipe = sides.truing_recipe(
+        full=False,
         work=work,
         data=rows / "rows.jsonl",
         objective=OBJECTIVES[method],

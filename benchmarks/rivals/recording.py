@@ -98,9 +98,12 @@ class Recorded:
     For trainers whose loss is a mean over the rows of a micro-batch; all micro-batches are equally large.
     """
 
-    def __init__(self, record: Record, *, adapter: Path, **given: Any) -> None:
+    def __init__(self, record: Record, *, adapter: Path | None, **given: Any) -> None:
         self._record = record
         clock = [StepClock(record)]
+        if adapter is None:
+            super().__init__(callbacks=clock, **given)
+            return
         super().__init__(peft_config=self.adapter_settings(adapter), callbacks=clock, **given)
         load_start(self.model, adapter, self.other_weights())
 
@@ -130,7 +133,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options every rival program has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--adapter", type=Path, required=True, help="LoRA folder to start from; its B must be zero")
+    parser.add_argument("--adapter", type=Path, help="LoRA folder to start from, its B zero; without: all weights")
     parser.add_argument("--data", type=Path, required=True, help="rows.jsonl")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--tokens", type=Path, help="JSON list of the tokens that every row must become")

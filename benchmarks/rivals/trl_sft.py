@@ -18,7 +18,14 @@ class RecordedSFT(SFTTrainer):
     """TRL's trainer, which tells the unrounded loss and takes the packed rows in a given order."""
 
     def __init__(
-        self, record: recording.Record, *, model: str, args: SFTConfig, rows: Dataset, adapter: Path, order: Path | None
+        self,
+        record: recording.Record,
+        *,
+        model: str,
+        args: SFTConfig,
+        rows: Dataset,
+        adapter: Path | None,
+        order: Path | None,
     ) -> None:
         self._record = record
         self._order = order
@@ -26,10 +33,11 @@ class RecordedSFT(SFTTrainer):
             model=model,
             args=args,
             train_dataset=rows,
-            peft_config=recording.adapter_settings(adapter),
+            peft_config=None if adapter is None else recording.adapter_settings(adapter),
             callbacks=[recording.StepClock(record)],
         )
-        recording.load_start(self.model, adapter)
+        if adapter is not None:
+            recording.load_start(self.model, adapter)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> recording.FixedOrder:
         if self._order is None:
