@@ -148,7 +148,7 @@ def truing_recipe(
     examples: int,
     steps: int,
     learning_rate: float,
-    changes: Mapping[str, Mapping[str, Any]],
+    changes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The recipe that asks of Truing what the rival programs ask of TRL; `changes` are added section by section.
 
@@ -172,7 +172,7 @@ def truing_recipe(
         },
     }
     for section, values in changes.items():
-        recipe[section] = {**recipe.get(section, {}), **values}
+        recipe[section] = {**recipe.get(section, {}), **values} if isinstance(values, Mapping) else values
     return recipe
 
 
@@ -191,13 +191,16 @@ def slug(setting: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in setting)
 
 
+def make_model(shape: str, corpus: Sequence[Path], work: Path) -> None:
+    """Make model, tokenizer and start adapter where there are none yet."""
+    if not (work / "model" / "model.safetensors").exists():
+        options = ["--shape", shape, "--corpus", *map(str, corpus), "--output", str(work)]
+        run_process([sys.executable, str(HERE / "shapes.py"), *options], work / "shapes.log")
+
+
 def prepare(kind: str, source: Path, corpus: Sequence[Path], shape: str, work: Path) -> Path:
     """Make model, tokenizer, start adapter and normalised rows; returns the folder of the rows."""
-    made = work / "model" / "model.safetensors"
-    if not made.exists():
-        files = [str(path) for path in corpus]
-        options = ["--shape", shape, "--corpus", *files, "--output", str(work)]
-        run_process([sys.executable, str(HERE / "shapes.py"), *options], work / "shapes.log")
+    make_model(shape, corpus, work)
     rows = work / kind
     options = [kind, "--input", str(source), "--model", str(work / "model"), "--limit", str(MAX_LENGTH)]
     options += ["--output", str(rows)]
