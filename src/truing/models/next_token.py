@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from truing.models.heads import OutputHead
 from truing.models.logprobs import whole_logprobs
+from truing.models.packed import packed, product
 
 WORTH_PACKING = 2**20
-"""Elements of a weight above which few rows are multiplied faster by a copy laid out for it."""
-
-ROWS = 32
-"""Rows that the copy is laid out for; it serves any number."""
+"""Elements of a head above which it is copied."""
 
 
 class NextTokens:
@@ -25,7 +22,7 @@ class NextTokens:
 
     def __init__(self, head: OutputHead) -> None:
         self._head = head
-        self._packed = _packed(head.weight) if head.plain else None
+        self._packed = packed(head.weight, WORTH_PACKING) if head.plain else None
 
     def logprobs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """From last hidden states, float [R, d], to float32 [R, V]."""
@@ -35,20 +32,7 @@ class NextTokens:
     def _logits(self, hidden: Tensor) -> Tensor:
         head = self._head
         if self._packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(hidden, self._packed, head.bias, "none", [], "")  # type: ignore[no-any-return]
+            return product(hidden, self._packed, head.bias)
         if head.plain:
             return F.linear(hidden, head.weight, head.bias)
         return head.module(hidden)  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _packed(weight: Tensor) -> Tensor | None:
-    """The weight laid out for oneDNN, or None where that is not possible or not worth its memory."""
-    if weight.device.type != "cpu" or weight.numel() < WORTH_PACKING:
-        return None
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    fast = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS) if fast else None
