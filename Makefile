@@ -15,8 +15,9 @@ $(READY): pyproject.toml constraints.txt
 tour: venv
 	$(BIN)/truing tour --output runs/tour
 
+# Two processes of one thread each; they take tests from each other's files, for one file takes as long as ten others.
 test: venv
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # Every kill and every failing file operation, for every method; `make test` has a few of each.
 test-faults: venv

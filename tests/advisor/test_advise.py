@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.advisor.made import write_model, write_rows
+from truing.advisor import advise as advise_module
 from truing.cli.main import cli
 from truing.core.errors import InputError
 from truing.core.trees import ExampleKind
@@ -74,6 +75,20 @@ def test_the_terminal_says_why_what_and_what_would_change_it(model: Path, tmp_pa
     assert target.read_text(encoding="utf-8").startswith("# Written by `truing advise`: DPO.")
     again = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert again.exit_code == 0, "a recipe of its own may be written again"
+
+
+def test_why_memory_and_time_are_not_foreseen_is_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*asked: object) -> None:
+        raise InputError("no plan for\x1b[2J this")
+
+    monkeypatch.setattr(advise_module, "recipe_answers", refuses)
+    assert told(model, tmp_path, "comparison")["no_plan"] == "no plan for\x1b[2J this"
+    words = ["advise", "--data", str(tmp_path / "comparisons.jsonl"), "--model", str(model)]
+    text = CliRunner().invoke(cli, [*words, "--recipe", str(tmp_path / "other.yaml")], catch_exceptions=False).stdout
+    assert "What it needs" in text
+    assert "cannot be foreseen: no plan for\\x1b[2J this" in " ".join(text.split())
 
 
 def test_questions_are_asked_until_none_matters(model: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from truing.advisor.decide import NOT_TRAINED, changes, decide, moved, questions
 from truing.advisor.evidence import evidence
 from truing.advisor.rules import Condition, Rule, rules
 from truing.advisor.write_recipe import RATES
-from truing.audit.purposes import METHODS
 from truing.core.errors import InputError
+from truing.core.methods import METHODS
 from truing.core.settings import parse
 
 BOOK = rules()

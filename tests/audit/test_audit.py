@@ -27,8 +27,9 @@ from tests.audit.made import (
     write,
 )
 from truing.audit.audit import CHECKS, audit
-from truing.audit.purposes import KINDS, METHODS, kind_for
+from truing.audit.purposes import kind_for
 from truing.core.errors import InputError
+from truing.core.methods import KINDS, METHODS
 from truing.objectives.registry import discover
 
 
@@ -108,6 +109,14 @@ def test_identical_answers_are_told_with_their_rows(tmp_path: Path) -> None:
 
 def test_rows_of_another_kind_are_told_apart_from_rows_that_lack_something(tmp_path: Path) -> None:
     rows: list[Row] = [*pairs(1200), *demonstrations(40), {"prompt": "a", "chosen": "b"}]
+    found = audited(tmp_path, rows)
+    mixed = finding(found, "mixed")
+    assert (mixed.level, places(mixed)) == ("stop", list(range(1201, 1241)))
+    assert places(finding(found, "rows")) == [1241]
+
+
+def test_a_demonstration_among_judgements_has_no_label_where_a_bad_row_has_none_in_it(tmp_path: Path) -> None:
+    rows: list[Row] = [*judgements(1200), *demonstrations(40), {"prompt": "a", "completion": "b", "label": None}]
     found = audited(tmp_path, rows)
     mixed = finding(found, "mixed")
     assert (mixed.level, places(mixed)) == ("stop", list(range(1201, 1241)))

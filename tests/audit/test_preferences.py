@@ -157,6 +157,20 @@ def test_the_estimate_recovers_the_model_that_it_assumes() -> None:
     assert found.high - found.low < 0.04
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_known_rate_is_covered_where_margins_err_by_unequal_amounts(rate: float, seed: int) -> None:
+    """Errors of standard deviation √(1 / γ), γ from a gamma distribution: a few pairs are sure and wrong."""
+    generator = np.random.default_rng(seed)
+    truth = generator.uniform(-25, 25, 6000)
+    margins = truth + generator.normal(size=6000) / np.sqrt(generator.gamma(1.5, 1 / 1.5, 6000))
+    flipped = generator.random(6000) < rate
+    found = estimate(margins * np.sign(truth) * np.where(flipped, -1, 1))
+    assert found.low <= rate <= found.high
+    assert abs(found.value - rate) < 0.02
+    assert found.high - found.low < 0.08
+
+
 def test_margins_without_spread_give_no_false_certainty() -> None:
     found = estimate(np.where(np.arange(1000) < 700, 1.0, -1.0))
     assert found.low < 0.02, "doubt and flips cannot be told apart where all pairs are equally clear"

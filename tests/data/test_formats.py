@@ -314,7 +314,7 @@ def test_the_desirable_answers_of_judgements_serve_as_demonstrations() -> None:
     read = source(good, {**good, "completion": "y", "label": False})
     found = to_examples(read, detect(read).format, "demonstration")
     assert [(example.prompt, example.completion) for example in found.examples] == [("q", "x")]  # type: ignore[union-attr]
-    assert found.notes == ("f.json: only the desirable answers of its judgements are used",)
+    assert found.notes == ("f.json: each desirable answer is used as a demonstration; 1 row left out",)
 
 
 @pytest.mark.parametrize(

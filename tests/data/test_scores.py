@@ -52,6 +52,36 @@ HELP: tuple[Row, Row] = (
 )
 
 
+KAGGLE: Row = {
+    "id": "1",
+    "model_a": "m1",
+    "model_b": "m2",
+    "prompt": '["q"]',
+    "response_a": '["x"]',
+    "response_b": '["y"]',
+    "winner_model_a": "0",
+    "winner_model_b": "1",
+    "winner_tie": "0",
+}
+STEER2: Row = {
+    "split": "train",
+    "prompt": "q",
+    "response_1": "x",
+    "response_2": "y",
+    "preference_strength": -2,
+    "preference_statement": "Response 1 is better than Response 2.",
+}
+STEER3: Row = {
+    "domain": "general",
+    "language": "english",
+    "context": [{"role": "user", "content": "q"}],
+    "response1": "x",
+    "response2": "y",
+    "overall_preference": 3,
+    "individual_preference": [],
+}
+
+
 @pytest.mark.parametrize(
     ("rows", "name", "expected"),
     [
@@ -95,6 +125,14 @@ HELP: tuple[Row, Row] = (
             "arena",
             [Comparison((u("p"), a("o"), u("q")), (a("x"),), (a("y"),), None, ONE)],
         ),
+        ((KAGGLE,), "arena", [Comparison((u("q"),), (a("y"),), (a("x"),), None, ONE)]),
+        (
+            ({"prompt": "q", "response_a": "x", "response_b": "y", "winner_model_a": 1, "winner_model_b": 0},),
+            "arena",
+            [Comparison("q", "x", "y", None, ONE)],
+        ),
+        ((STEER2,), "preference", [Comparison("q", "x", "y", 2.0, ONE)]),
+        ((STEER3,), "preference", [Comparison((u("q"),), (a("y"),), (a("x"),), 3.0, ONE)]),
     ],
 )
 def test_answers_that_differ_become_pairs(rows: tuple[Row, ...], name: str, expected: list[Comparison]) -> None:
@@ -111,6 +149,41 @@ def test_a_tie_prefers_nothing(winner: str) -> None:
         assert found.examples == ()
         assert found.faults.rows == []
     assert read_as("prompt", row).examples[0].prompt == "q"
+
+
+@pytest.mark.parametrize(
+    "tie",
+    [
+        {**KAGGLE, "winner_model_b": "0", "winner_tie": "1"},
+        {**STEER2, "preference_strength": 0},
+        {**STEER3, "overall_preference": 0},
+    ],
+)
+def test_ties_are_left_out_and_counted(tie: Row) -> None:
+    found = read_as("comparison", tie, tie)
+    assert (found.examples, found.faults.rows) == ((), [])
+    assert found.notes[0].endswith("; 2 ties left out")
+
+
+def test_winners_of_two_rows_are_not_compared() -> None:
+    """Where x beat y and v beat w, that x is better than w is nothing that anybody said."""
+    rows: list[Row] = [
+        {"prompt": "q", "response_a": one, "response_b": other, "winner": "a"} for one, other in ("xy", "vw")
+    ]
+    assert read_as("comparison", *rows).examples == (
+        Comparison("q", "x", "y", None, ONE),
+        Comparison("q", "v", "w", None, TWO),
+    )
+
+
+def test_a_strength_is_no_quality_to_judge_by() -> None:
+    with pytest.raises(DataError, match="which answer is better, not which is good"):
+        read_as("judgement", STEER2, rule=ScoreRule(threshold=1))
+
+
+def test_a_least_margin_holds_for_strengths_too() -> None:
+    assert read_as("comparison", STEER2, rule=ScoreRule(margin=3)).examples == ()
+    assert len(read_as("comparison", STEER2, rule=ScoreRule(margin=2)).examples) == 1
 
 
 @given(
@@ -181,6 +254,16 @@ def test_a_log_of_thumbs_is_judgements() -> None:
             {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "nobody"},
             "'winner' is 'nobody'; expected model_a, model_b or tie",
         ),
+        (KAGGLE, {**KAGGLE, "winner_model_a": "1"}, "one has to be 1 and the others 0"),
+        (KAGGLE, {**KAGGLE, "response_a": '["x", "z"]'}, "'prompt' holds 1 turns, 'response_a' 2"),
+        (KAGGLE, {**KAGGLE, "response_a": "[null]"}, "blank"),
+        (
+            KAGGLE,
+            {**KAGGLE, "prompt": '["q", "p"]', "response_a": '["x", "z"]', "response_b": '["y", "z"]'},
+            "holds a user turn after the common beginning",
+        ),
+        (STEER3, {**STEER3, "overall_preference": "much"}, "'overall_preference' is 'much'; expected a finite number"),
+        (STEER2, {**STEER2, "response_2": None}, "no 'response2'"),
         (
             {"conversation_a": talk("q", "x"), "conversation_b": talk("q", "y"), "winner": "tie"},
             {"conversation_a": talk("q", "x", "p", "z"), "conversation_b": talk("q", "y"), "winner": "a"},

@@ -27,7 +27,8 @@ from tests.models.families import make, stock_logprobs
 from truing.core.errors import InputError
 from truing.core.samples import Sampled
 from truing.core.trees import Completion, Tree
-from truing.rl.completion_server import CompletionServer, ServerSettings
+from truing.rl.completion_server import CompletionServer
+from truing.rl.server_settings import ServerSettings
 
 ENDS = (1, 3)  # </s> and <|im_end|>; llama.cpp takes both for ends by their names
 PROMPTS = ("hello there", "the answer to the question is", "fox")

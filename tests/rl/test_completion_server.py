@@ -19,8 +19,8 @@ from truing.core.errors import InputError, MachineError
 from truing.core.samples import Sampled
 from truing.core.settings import parse
 from truing.rl import completion_server
-from truing.rl.completion_server import CompletionServer, ServerSettings
-from truing.rl.engine import Engine
+from truing.rl.completion_server import CompletionServer
+from truing.rl.server_settings import ServerSettings
 
 END = 1
 TEXT = byte_level()("hello there")["input_ids"]
@@ -142,7 +142,7 @@ def engine(stub: Stub, kind: str = "vllm", tokenizer: Any = None, **changes: Any
 
 
 def ask(
-    server: Engine,
+    server: CompletionServer,
     prompts: tuple[list[int], ...] = ([4, 5],),
     count: int = 1,
     temperature: float = 1.0,
@@ -357,7 +357,7 @@ def test_a_server_that_never_was_is_the_users_and_one_that_goes_away_is_not(
         stub.replies = [says(vllm(choice()))]
         server = engine(stub)
         ask(server)
-        monkeypatch.setattr(server, "_url", f"{nowhere}/v1/completions")
+        server.settings = server.settings.model_copy(update={"url": nowhere})
         with pytest.raises(MachineError, match="the server failed in 3 tries"):
             ask(server)
 

@@ -29,6 +29,11 @@ class Writer:
         one = np.full(2, -1.0, np.float32)
         return [[Sampled(np.full(2, 10 + i, np.int32), one, i == 2) for i in range(count)] for _ in prompts]
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...
+
 
 class Scorer:
     """Gives each prompt's completions the same scores."""

@@ -12,12 +12,11 @@ from rich.console import Console
 from truing.advisor.advice import Advice, advise
 from truing.advisor.ask import ask
 from truing.advisor.look import Asked, Progress, look
-from truing.advisor.terminal import show
+from truing.advisor.terminal import Needs, show
 from truing.advisor.trial import Trial
 from truing.advisor.write_recipe import HEADER
 from truing.compare.request import Budget
 from truing.core.errors import MachineError, RunError, TruingError
-from truing.planner.plan import Plan
 from truing.planner.request import recipe_answers
 from truing.recipe.load import recipe_from
 from truing.training.run_directory import replace_file
@@ -50,12 +49,13 @@ def give_advice(asked: Asked, ways: Ways, console: Console, on_progress: Progres
     if ways.budget is not None:
         trial = _try(advice, ways.budget, ways.trials)
         advice = advise(found, trial.overruled) if trial.overruled is not None else advice
-    plans = _plans(advice, asked)
+    needs = _needs(advice, asked)
     if ways.as_json:
-        told = {**advice.as_json(), "plan": [plan.as_json() for plan in plans], "trial": trial and trial.sentence}
+        plans = [plan.as_json() for plan in needs.plans]
+        told = {**advice.as_json(), "plan": plans, "no_plan": needs.unknown, "trial": trial and trial.sentence}
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        show(advice, plans, trial, console)
+        show(advice, needs, trial, console)
     if advice.recipe is None:
         if advice.missing and not ways.as_json:
             console.print(f"\nNo recipe: {advice.missing}", markup=False, highlight=False)
@@ -79,15 +79,15 @@ def _try(advice: Advice, budget: Budget, folder: Path) -> Trial:
     return probe(advice, chosen, budget, folder)
 
 
-def _plans(advice: Advice, asked: Asked) -> list[Plan]:
-    """Memory and time of every stage of the recipe; none where it cannot be foreseen."""
+def _needs(advice: Advice, asked: Asked) -> Needs:
+    """Memory and time of every stage of the recipe, or why they cannot be foreseen."""
     if advice.recipe is None:
-        return []
+        return Needs()
     try:
         recipe = recipe_from(advice.recipe)
-        return [one.plan for one in recipe_answers(recipe, asked.machine, asked.machine.device, None)]
-    except TruingError:
-        return []
+        return Needs(tuple(one.plan for one in recipe_answers(recipe, asked.machine, asked.machine.device, None)))
+    except TruingError as fault:
+        return Needs(unknown=str(fault))
 
 
 def _check_target(target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.padding import Padding
@@ -19,7 +20,17 @@ from truing.planner.plan import Plan
 GIB = 2**30
 
 
-def show(advice: Advice, plans: Sequence[Plan], trial: Trial | None, console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the recipe needs."""
+
+    plans: tuple[Plan, ...] = ()
+    """Of its stages; none where it cannot be foreseen."""
+    unknown: str = ""
+    """Why not."""
+
+
+def show(advice: Advice, needs: Needs, trial: Trial | None, console: Console) -> None:
     """Print everything but the recipe."""
     decision = advice.decision
     console.print(Text(_headline(decision), "bold green" if decision.trains else "bold yellow"))
@@ -30,10 +41,12 @@ def show(advice: Advice, plans: Sequence[Plan], trial: Trial | None, console: Co
             _say(console, _reason(rule, decision))
     for found in advice.evidence:
         _say(console, Text(f"measured: {found}", "cyan"))
-    if plans:
+    if needs.plans or needs.unknown:
         _heading(console, "What it needs")
-        for line in _needs(plans):
+        for line in _needs(needs.plans):
             _say(console, Text(line))
+        if needs.unknown:
+            _say(console, Text(f"Memory and time cannot be foreseen: {harmless(needs.unknown)}"))
     _bullets(console, "Mind", _warnings(advice))
     if advice.runner_up is not None:
         _heading(console, "Second choice")

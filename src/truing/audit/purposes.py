@@ -1,26 +1,10 @@
-"""Which kind of rows a method learns from, known without importing any of them."""
+"""Which kind of rows a purpose needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import get_args
-
 from truing.core.errors import InputError, suggest
+from truing.core.methods import KINDS, METHODS
 from truing.core.trees import ExampleKind
-
-METHODS: Mapping[ExampleKind, tuple[str, ...]] = {
-    "demonstration": ("sft",),
-    "comparison": (
-        *("aot", "aot_unpaired", "apo_down", "apo_zero", "bco_pair", "cdpo", "cpo", "discopop", "dpo", "dpo_norm"),
-        *("exo", "f_dpo", "hinge", "ipo", "ld_dpo", "mpo", "nca", "orpo", "reward", "robust", "simpo", "sppo"),
-        *("tr_dpo", "wpo"),
-    ),
-    "judgement": ("bco", "kto"),
-    "prompt": ("best_of_n", "grpo", "online_dpo", "ppo", "reinforce", "rloo"),
-}
-"""Objectives by what they learn from; a test holds this to what they say of themselves, which takes torch to ask."""
-
-KINDS: tuple[ExampleKind, ...] = get_args(ExampleKind)
 
 
 def kind_for(purpose: str) -> ExampleKind:

@@ -171,7 +171,8 @@ def _add(reading: Reading, source: Source, asked: Asked) -> None:
 def _strangers(records: Sequence[Record], guess: Guess, refused: set[Origin]) -> dict[Origin, ExampleKind]:
     """Rows that the file's format refuses, but that fill the columns of a format of another kind.
 
-    One of these has to be foreign to the file's format: a row that has too little only lacks a column.
+    One of these has to be foreign to the file's format, or the row has to be without one of the file's own columns
+    altogether, as a demonstration among judgements is: a row that has too little only lacks a value.
     """
     own = {name for needs in guess.format.needs for name in needs}
     others = [
@@ -179,13 +180,13 @@ def _strangers(records: Sequence[Record], guess: Guess, refused: set[Origin]) ->
         for format in FORMATS
         if format.kind not in (guess.format.kind, "prompt")
         for needs in format.needs
-        if not set(needs) <= own
     ]
     found: dict[Origin, ExampleKind] = {}
     for record in records:
         if record.origin in refused:
             filled = {name for name in record.values if has(record, name)}
-            kind = next((kind for needs, kind in others if needs <= filled), None)
+            complete = any(set(needs) <= record.values.keys() for needs in guess.format.needs)
+            kind = next((kind for needs, kind in others if needs <= filled and not (complete and needs <= own)), None)
             if kind is not None:
                 found[record.origin] = kind
     return found

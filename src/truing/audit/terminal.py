@@ -10,8 +10,8 @@ from rich.text import Text
 from truing.audit.audit import Audit, Progress
 from truing.audit.facts import DataFacts
 from truing.audit.finding import Finding, Level, percent
-from truing.audit.purposes import KINDS
 from truing.core.interval import Interval
+from truing.core.methods import KINDS
 from truing.core.text import harmless
 from truing.data.decoded import DecodedRow
 from truing.data.faults import counted

@@ -26,8 +26,8 @@ from truing.data.examples import Prompt
 from truing.data.settings import DataSettings
 from truing.data.templates import Template
 from truing.models.decoding import CACHE_TOKENS
-from truing.rl.completion_server import ServerSettings
 from truing.rl.rewards import Keys, Reward
+from truing.rl.server_settings import ServerSettings
 from truing.rl.settings import RewardSettings
 from truing.training.progress import Reporter
 from truing.training.run_directory import replace_file

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from truing.build.cast import Cast, build_cast
 from truing.build.rewards import as_plain, check_reward
+from truing.build.server import following
 from truing.core.batch import Batch
 from truing.core.errors import DataError, RecipeError
 from truing.core.trees import Tree
 from truing.data.examples import Example, Prompt
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.recipe.schema import Stage
-from truing.rl.engine import RoleEngine
+from truing.rl.engine import Engine, RoleEngine
 from truing.rl.settings import RewardSettings
 from truing.training.progress import Reporter
 from truing.training.rollouts import Asking, Crew, RolloutPlan, RolloutSource
+from truing.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from truing.build.stage import Assembled
@@ -90,7 +92,7 @@ class RolloutParts:
     cast: Cast
 
 
-def rollout_parts(ready: Assembled, reporter: Reporter) -> RolloutParts:
+def rollout_parts(ready: Assembled, run: RunDirectory, reporter: Reporter) -> RolloutParts:
     """Load the roles and wire the source."""
     stage, built, objective = ready.stage, ready.built, ready.objective
     assert isinstance(objective, RolloutObjective)
@@ -108,7 +110,7 @@ def rollout_parts(ready: Assembled, reporter: Reporter) -> RolloutParts:
             return cast.policy.outputs(batch).logprobs
 
     crew = Crew(
-        engine=RoleEngine(cast.policy, built.loaded.end_tokens, exact=built.dtype == torch.float32),
+        engine=_engine(ready, cast, run),
         temperature=stage.rollout.temperature,
         rewards=cast.rewards,
         annotate=annotate,
@@ -128,6 +130,14 @@ def rollout_parts(ready: Assembled, reporter: Reporter) -> RolloutParts:
         reporter,
     )
     return RolloutParts(source, cast)
+
+
+def _engine(ready: Assembled, cast: Cast, run: RunDirectory) -> Engine:
+    """Who writes the completions."""
+    built, server = ready.built, ready.stage.rollout.server
+    if server is not None:
+        return following(server, ready, cast, run.path)
+    return RoleEngine(cast.policy, built.loaded.end_tokens, exact=built.dtype == torch.float32)
 
 
 def _askings(trees: Sequence[Tree], prompts: Mapping[Any, Prompt]) -> tuple[Asking, ...]:

@@ -31,6 +31,7 @@ from truing.build.rollout_stage import (
     total_steps,
 )
 from truing.build.samples import Sampler
+from truing.build.server import check_server
 from truing.build.watch import check_guards, guards_of
 from truing.core.errors import DataError, OutOfMemory, RecipeError
 from truing.core.parameters import ParameterGroup
@@ -138,6 +139,7 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     if isinstance(objective, RolloutObjective):
         trees = (*dataset.train, *dataset.held_out)
         check_room(trees, stage.rollout.max_new_tokens, built.model.max_positions, start.model)
+        check_server(stage, built)
         steps = total_steps(stage, rollout_plan(stage, objective), len(dataset.train))
     general = encode_text(stage.forgetting, built, dataset.template, reporter)
     asked = asked_prompts(stage, built, dataset)
@@ -218,6 +220,10 @@ def _introduce_rollouts(ready: Assembled, objective: RolloutObjective, reporter:
         f"up to {plan.max_new_tokens} tokens; peak rate {ready.optim.lr:g}; {ready.built.calibration.sentence}"
     )
     reporter.say(f"  rewards: {harmless(rewards)}")
+    server = ready.stage.rollout.server
+    if server is not None:
+        what = "the adapter" if ready.lora else "the weights"
+        reporter.say(f"  sampled on {server.url}, which is given {what} before each rollout")
 
 
 def _rates(stage: Stage, objective: Objective, reporter: Reporter) -> OptimSettings:
@@ -277,7 +283,7 @@ def _trainer(
 ) -> Trainer:
     stage, built = ready.stage, ready.built
     of_rollouts = isinstance(ready.objective, RolloutObjective)
-    moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)
+    moved = _by_rollouts(ready, run, reporter) if of_rollouts else _by_rows(ready, run, reporter)
     return Trainer(
         policy=moved.trained,
         objective=ready.objective,
@@ -327,8 +333,8 @@ def _measures(
     return measured
 
 
-def _by_rollouts(ready: Assembled, reporter: Reporter) -> _Moved:
-    parts = rollout_parts(ready, reporter)
+def _by_rollouts(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
+    parts = rollout_parts(ready, run, reporter)
     groups = parts.cast.groups(ready.optim.lr or 0.0)
     return _Moved(parts.cast.trained, parts.cast.policy, parts.source, groups, evaluator(parts.source))
 

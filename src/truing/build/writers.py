@@ -17,7 +17,8 @@ from truing.models.loading import load_tokenizer, read_outline
 from truing.models.lora.adapters import Adapters
 from truing.models.roles import AdapterOverBase
 from truing.models.sampling import sample
-from truing.rl.completion_server import CompletionServer, ServerSettings
+from truing.rl.completion_server import CompletionServer
+from truing.rl.server_settings import ServerSettings
 
 Write = Callable[[Sequence[Sequence[int]], int], list[list[Sampled]]]
 """Samples of prompts (token ids) under a seed, a list a prompt."""

@@ -300,7 +300,7 @@ def best_of_n(
     from truing.core.errors import InputError
     from truing.core.settings import parse
     from truing.models.decoding import Choice
-    from truing.rl.completion_server import ServerSettings
+    from truing.rl.server_settings import ServerSettings
     from truing.training.progress import reporter
 
     settings = None

@@ -14,6 +14,7 @@
     │   ├── NothingToTrain    no supervised token, no trainable parameter
     │   ├── NonFinite         a loss or gradient that is not a number
     │   ├── Unhealthy         a figure left its range, and the recipe says to stop then
+    │   ├── OffPolicy         a completion server samples from other weights than the policy's
     │   └── ParityFailed      what was saved does not answer as what was trained
     └── MachineError       4  disk, memory, permissions, a server that fails
         └── OutOfMemory       memory has run out; the message says in what, and what would need less
@@ -87,6 +88,10 @@ class NonFinite(GuardError):
 
 class Unhealthy(GuardError):
     """A figure of the run left its healthy range, and the recipe's guards say to stop then."""
+
+
+class OffPolicy(GuardError):
+    """A server that should sample from the policy samples from other weights."""
 
 
 class ParityFailed(GuardError):

@@ -16,6 +16,7 @@ FormatName = Literal[
     "llamafactory_comparison",
     "judgement",
     "arena",
+    "preference",
     "ranks",
     "scores",
     "prompt",

@@ -12,7 +12,7 @@ from truing.data import converters, scores
 from truing.data.conversion import as_kind, both_judged, chosen_answer
 from truing.data.converters import HH_ASSISTANT
 from truing.data.examples import Comparison, Example, Prompt, Words
-from truing.data.faults import Faults, RowError
+from truing.data.faults import Faults, RowError, counted
 from truing.data.records import Record, Source
 from truing.data.rows import CHOSEN_ALONE, LABEL_NAMES, has
 from truing.data.scores import Scored, ScoreRule, from_scores
@@ -121,8 +121,25 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "arena",
         "comparison",
-        (("conversation_a", "conversation_b", "winner"), ("prompt", "response_a", "response_b", "winner")),
+        (
+            ("conversation_a", "conversation_b", "winner"),
+            ("prompt", "response_a", "response_b", "winner"),
+            ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"),
+        ),
         scores.arena,
+        ("winner_tie",),
+        scored=True,
+    ),
+    Format(
+        "preference",
+        "comparison",
+        tuple(
+            (asked, *answers, strength)
+            for asked in ("prompt", "context", "instruction")
+            for answers in zip(scores.FIRST_NAMES, scores.SECOND_NAMES, strict=True)
+            for strength in scores.STRENGTH_NAMES
+        ),
+        scores.preference,
         scored=True,
     ),
     Format(
@@ -244,6 +261,9 @@ def to_examples(
         return Converted(drawn, faults, (note,))
     convert, notes = _conversion(source, format, kind, needed_by)
     examples, faults = _read_all(source, convert)
+    if format.kind == "judgement" and kind == "demonstration":
+        left = len(source.records) - len(faults.rows) - len(examples)
+        notes = (f"{source.name}: each desirable answer is used as a demonstration; {counted(left, 'row')} left out",)
     return Converted(tuple(examples), faults, notes)
 
 
@@ -273,8 +293,7 @@ def _conversion(
         note = f"{source.name}: each comparison is used as two judgements, chosen as desirable, rejected as undesirable"
         return lambda record: both_judged(_compared(record, format)), (note,)
     if format.kind == "judgement" and kind == "demonstration":
-        note = f"{source.name}: only the desirable answers of its judgements are used"
-        return lambda record: as_kind(_read_example(record, format), kind), (note,)
+        return lambda record: as_kind(_read_example(record, format), kind), ()  # the note counts what was left out
     raise DataError(
         f"{source.name}: rows are {format.kind}s ({format.name}: {format.needs_text}) but {needed_by} needs "
         f"{_NEEDED[kind]}. {_USE[format.kind]}. If the file has such columns under other names, give data.columns "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from truing.core.errors import DataError, suggest
 from truing.core.trees import ExampleKind, Origin
-from truing.data.conversion import FORMAT_OF, as_kind
+from truing.data.conversion import FORMAT_OF
 from truing.data.examples import Example, Prompt
 from truing.data.faults import RowError, counted, rows_text
 from truing.data.format_names import FormatName
@@ -114,12 +114,6 @@ def _writable(name: str) -> Format:
 
 
 def _examples(source: Source, format: Format, kind: ExampleKind, rule: ScoreRule, to: str) -> Converted:
-    if format.kind == "judgement" and kind == "demonstration":
-        judged = to_examples(source, format, "judgement")
-        desirable = tuple(one for example in judged.examples for one in as_kind(example, kind))
-        left = len(judged.examples) - len(desirable)
-        note = f"{source.name}: each desirable answer is used as a demonstration; {counted(left, 'row')} left out"
-        return Converted(desirable, judged.faults, (note,))
     found = to_examples(source, format, kind, needed_by=f"--to {to}", rule=rule)
     if kind != "prompt" or format.kind == "prompt":
         return found

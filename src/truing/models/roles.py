@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +48,10 @@ class Role(ABC):
     def active(self) -> AbstractContextManager[None]:
         """Have the model be this role meanwhile."""
 
+    @abstractmethod
+    def at(self, temperature: float) -> Role:
+        """Return the same role, giving log-probs at another temperature."""
+
     def outputs(self, batch: Batch, *, entropy: bool = False, squares: bool = False) -> Outputs:
         """Return log-probs of the target tokens, float32 [K]; scores of the completions where it is a reward model."""
         with self.active():
@@ -86,6 +90,9 @@ class FullModel(Role):
     def noisy(self) -> bool:
         return False
 
+    def at(self, temperature: float) -> FullModel:
+        return replace(self, temperature=temperature)
+
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -104,6 +111,9 @@ class AdapterOverBase(Role):
     @property
     def noisy(self) -> bool:
         return self.drops
+
+    def at(self, temperature: float) -> AdapterOverBase:
+        return replace(self, temperature=temperature)
 
     @contextmanager
     def active(self) -> Iterator[None]:

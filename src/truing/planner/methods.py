@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from truing.core.errors import RecipeError, suggest
+from truing.core.methods import METHODS as KNOWN
 from truing.core.trees import ExampleKind
 
 
@@ -35,32 +38,33 @@ class Method:
         return self.examples == "prompt"
 
 
-_PAIRS = Method("comparison")
-_ANSWERS = Method("judgement")
-_PROMPTS = Method("prompt")
-
-METHODS = {
-    "sft": Method("demonstration", reference=False),
-    "reward": Method("comparison", reference=False, scores=True),
-    **dict.fromkeys(("apo_down", "apo_zero", "bco_pair", "cdpo", "discopop", "dpo", "dpo_norm", "exo"), _PAIRS),
-    **dict.fromkeys(("f_dpo", "hinge", "ipo", "ld_dpo", "mpo", "nca", "robust", "sppo", "wpo"), _PAIRS),
-    **dict.fromkeys(("aot", "aot_unpaired"), replace(_PAIRS, ahead=True)),
-    **dict.fromkeys(("cpo", "orpo", "simpo"), replace(_PAIRS, reference=False)),
-    "tr_dpo": replace(_PAIRS, moving=True),
-    "bco": _ANSWERS,
-    "kto": replace(_ANSWERS, mismatched=True, ahead=True),
-    "ppo": replace(_PROMPTS, epochs=4, critic=True),
-    "grpo": replace(_PROMPTS, group=8),
-    **dict.fromkeys(("best_of_n", "reinforce", "rloo"), replace(_PROMPTS, group=4)),
-    "online_dpo": replace(_PROMPTS, group=2),
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "sft": {"reference": False},
+    "reward": {"reference": False, "scores": True},
+    "aot": {"ahead": True},
+    "aot_unpaired": {"ahead": True},
+    "cpo": {"reference": False},
+    "orpo": {"reference": False},
+    "simpo": {"reference": False},
+    "tr_dpo": {"moving": True},
+    "kto": {"mismatched": True, "ahead": True},
+    "ppo": {"epochs": 4, "critic": True},
+    "grpo": {"group": 8},
+    "best_of_n": {"group": 4},
+    "reinforce": {"group": 4},
+    "rloo": {"group": 4},
+    "online_dpo": {"group": 2},
 }
+"""What sets a method apart from the plainest that learns from the same rows."""
+
+METHODS = {name: Method(kind, **_OWN.get(name, {})) for kind, names in KNOWN.items() for name in names}
 """By the word after `use:`."""
 
 
 def find_method(name: str) -> Method:
     """Return what is known of a method; a loss of the user's own is planned like DPO, the most it can be."""
     if ".py:" in name:
-        return _PAIRS
+        return METHODS["dpo"]
     if name not in METHODS:
         raise RecipeError(f"method: there is no '{name}'{suggest(name, METHODS)}")
     return METHODS[name]

@@ -13,6 +13,7 @@ from truing.core.errors import RecipeError, suggest
 from truing.core.settings import ELSEWHERE, parse
 from truing.recipe.schema import Recipe, Stage
 from truing.recipe.yaml_file import Document, Path_, read, value_of
+from truing.rl.server_settings import PolicyServerSettings
 
 TOP_ONLY = ("output", "stages")
 
@@ -158,8 +159,15 @@ def _absolute(stage: Stage, folder: Path) -> Stage:
     if judge is not None:
         judge = _found_reward(judge, found)
     update["evaluation"] = stage.evaluation.model_copy(update={"judge": judge, "judge_path": found(asked)})
-    update["rollout"] = stage.rollout.model_copy(update={"rewards": tuple(rewards)})
+    update["rollout"] = stage.rollout.model_copy(update={"rewards": tuple(rewards), "server": _found_server(stage)})
     return stage.model_copy(update=update)
+
+
+def _found_server(stage: Stage) -> PolicyServerSettings | None:
+    server = stage.rollout.server
+    if server is None or server.folder is None:
+        return server
+    return server.model_copy(update={"folder": str(Path(server.folder).absolute())})
 
 
 def _found_reward(use: str, found: Callable[[str | None], str | None]) -> str:

@@ -88,6 +88,12 @@ MECHANICS = (
     Panel(
         "Groups without spread", "share", (("rewards/equal_groups", "equal rewards"),), "Such a group teaches nothing."
     ),
+    Panel(
+        "Server against policy",
+        "nats a token",
+        (("rollout/logprob_gap", "difference of log-probs"),),
+        "Rounding alone while the server has the policy's weights.",
+    ),
     Panel("Reward and length", "correlation", (("rewards/length_correlation", "correlation"),), "Within a rollout."),
     Panel("Spread within groups", "standard deviation", (("rewards/deviation", "of rewards"),)),
     Panel("KL coefficient", "β", (("objective/kl_coef", "β"),)),

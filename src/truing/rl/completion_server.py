@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 import numpy as np
-from pydantic import Field, field_validator
 
 from truing.core.errors import InputError, MachineError
 from truing.core.samples import Sampled
-from truing.core.settings import Settings
 from truing.core.text import harmless
 from truing.rl.dialects import DIALECTS, Ask
+from truing.rl.server_settings import ServerSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,46 +27,32 @@ FIRST_PAUSE = 0.5
 _CONNECT_SECONDS = 10.0
 _BYTES_PER_TOKEN = 4096  # llama.cpp, which says most, writes about 600 for a token
 _BYTES_BESIDE = 8 * 2**20
+PASSING = frozenset({429, 502, 503, 504})
+"""What a server answers that is busy or just starting, before it has begun with the request."""
 
 T = TypeVar("T")
 
 
-class ServerSettings(Settings):
-    """Where completions are sampled from, instead of the model in training."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Something that a server is asked to do."""
 
-    kind: Literal["vllm", "llama.cpp", "transformers"]
-    """Which server it is. The first two take and give token ids; `transformers serve` knows text alone."""
-    url: str
-    """Its address, such as `http://localhost:8000`."""
-    model: str = Field(min_length=1)
-    """The name that it serves the policy under."""
-    api_key_from: str | None = Field(None, min_length=1)
-    """Name of the environment variable that holds its API key, such as `OPENAI_API_KEY`."""
-    timeout: float = Field(600.0, gt=0.0)
-    """Seconds that one request may take."""
-    retries: int = Field(4, ge=0, le=20)
-    """How often a request is sent again after a broken connection, a status 429 or one of 500 and above."""
-    concurrency: int = Field(16, ge=1)
-    """How many requests are under way at a time."""
+    path: str
+    harmless_twice: bool
+    """Whether a request may be sent again that the server may have carried out already."""
+    remedy: str | None = None
+    """What to do where the server refuses; None: what follows from the settings."""
 
-    @field_validator("url")
-    @classmethod
-    def _plain(cls, url: str) -> str:
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL as invalid:
-            raise ValueError(f"not a URL: {invalid}") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host or "%" in parsed.host:
-            raise ValueError("expected http:// or https:// and a host, such as http://localhost:8000")
-        if parsed.port is not None and not 0 < parsed.port < 2**16:
-            raise ValueError("expected a port from 1 to 65535")
-        if parsed.userinfo or parsed.query or parsed.fragment:
-            raise ValueError("expected no user, password, query or fragment; give a key by api_key_from")
-        return str(parsed).rstrip("/").removesuffix("/v1")
+    def may_follow(self, status: int) -> bool:
+        """Whether the same request may succeed after an answer with this status."""
+        return status in PASSING or (self.harmless_twice and status >= 500)
+
+
+COMPLETIONS = Route("/v1/completions", harmless_twice=True)
 
 
 class CompletionServer:
-    """An `Engine` over `POST {url}/v1/completions`.
+    """Samples over `POST {url}/v1/completions`.
 
     Log-probs are the server's own: of its weights and its arithmetic, at temperature 1. Where it gives none, or the
     temperature is another, they are NaN, and whoever needs them has to compute them. Where it gives no token ids
@@ -79,8 +65,9 @@ class CompletionServer:
         self, settings: ServerSettings, tokenizer: PreTrainedTokenizerBase, end_tokens: Collection[int]
     ) -> None:
         self.settings = settings
+        self.model = settings.model
+        """The name of what is sampled from."""
         self._dialect = DIALECTS[settings.kind](tokenizer, end_tokens)
-        self._url = f"{settings.url}/v1/completions"
         self._key = _key(settings.api_key_from)
         self._has_answered = False
 
@@ -95,24 +82,36 @@ class CompletionServer:
             raise InputError("a prompt to continue is empty; give it at least one token")
         in_one = count if self._dialect.many else 1
         asks = [
-            Ask(self.settings.model, tuple(prompt), in_one, max_new_tokens, temperature, _seed(seed, row, part))
+            Ask(self.model, tuple(prompt), in_one, max_new_tokens, temperature, _seed(seed, row, part))
             for row, prompt in enumerate(prompts)
             for part in range(count // in_one)
         ]
         samples = [sampled for answer in _run(self._all(asks)) for sampled in answer]
         return [samples[row * count : (row + 1) * count] for row in range(len(prompts))]
 
-    async def _all(self, asks: Sequence[Ask]) -> list[list[Sampled]]:
-        limit = min(self.settings.concurrency, self._dialect.at_once or self.settings.concurrency)
-        free = asyncio.Semaphore(limit)
+    def order(self, route: Route, content: Mapping[str, Any]) -> None:
+        """Have the server do something else than to sample; raises as `sample` does."""
+
+        async def once() -> None:
+            async with self._client(1) as client:
+                await self._bytes(client, route, json.dumps(content).encode(), _BYTES_BESIDE)
+
+        _run(once())
+
+    def _client(self, limit: int) -> httpx2.AsyncClient:
         # No proxy and no .netrc from the environment: the recipe names the server, and nothing stands between.
-        async with httpx2.AsyncClient(
+        return httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=limit),
             trust_env=False,
             verify=self.settings.url.startswith("https:"),  # loading certificates takes 25 ms; plain http has none
-        ) as client:
+        )
+
+    async def _all(self, asks: Sequence[Ask]) -> list[list[Sampled]]:
+        limit = min(self.settings.concurrency, self._dialect.at_once or self.settings.concurrency)
+        free = asyncio.Semaphore(limit)
+        async with self._client(limit) as client:
 
             async def one(ask: Ask) -> list[Sampled]:
                 async with free:
@@ -127,60 +126,60 @@ class CompletionServer:
 
     async def _answer(self, client: httpx2.AsyncClient, ask: Ask) -> list[Sampled]:
         body = json.dumps(self._dialect.body(ask)).encode()
-        answer = await self._bytes(client, body, _BYTES_BESIDE + _BYTES_PER_TOKEN * ask.count * ask.max_new_tokens)
+        limit = _BYTES_BESIDE + _BYTES_PER_TOKEN * ask.count * ask.max_new_tokens
+        answer = await self._bytes(client, COMPLETIONS, body, limit)
         try:
             return self._dialect.read(answer, ask)
         except InputError as problem:
-            raise InputError(f"{self._url} ({self.settings.kind}): {problem}") from None
+            raise InputError(f"{self._url(COMPLETIONS)} ({self.settings.kind}): {problem}") from None
 
-    async def _bytes(self, client: httpx2.AsyncClient, body: bytes, limit: int) -> bytes:
+    async def _bytes(self, client: httpx2.AsyncClient, route: Route, body: bytes, limit: int) -> bytes:
         """The body of a successful answer, after as many tries as the settings allow."""
-        found_nobody, trouble = False, ""
+        url, trouble, tries = self._url(route), "", 0
+        found_nobody = False
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 await asyncio.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+            tries = attempt + 1
             try:
                 async with asyncio.timeout(self.settings.timeout):
-                    status, answer = await self._post(client, body, limit)
+                    status, answer = await _post(client, url, body, limit)
             except TimeoutError:
                 raise MachineError(
-                    f"{self._url}: no answer in {self.settings.timeout:g} seconds; ask for fewer or shorter "
+                    f"{url}: no answer in {self.settings.timeout:g} seconds; ask for fewer or shorter "
                     "completions, or raise 'timeout'"
                 ) from None
             except httpx2.RequestError as failure:
                 found_nobody = isinstance(failure, httpx2.ConnectError | httpx2.ConnectTimeout)
                 trouble = harmless(str(failure)) or type(failure).__name__
+                if not found_nobody and not route.harmless_twice:
+                    break
                 continue
             if status == 200:
                 self._has_answered = True
                 return answer
             found_nobody, trouble = False, f"status {status}: {self._said(answer)}"
-            if status != 429 and status < 500:
-                raise self._refusal(status, trouble)
-        tries = f"{self.settings.retries + 1} tries" if self.settings.retries else "one try"
+            if not route.may_follow(status):
+                raise self._refusal(route, status, trouble)
+        tried = f"{tries} tries" if tries > 1 else "one try"
         if found_nobody and not self._has_answered:
-            raise InputError(f"{self._url}: no server found in {tries} ({trouble}); start it, or correct 'url'")
-        raise MachineError(f"{self._url}: the server failed in {tries}, the last time with: {trouble}")
+            raise InputError(f"{url}: no server found in {tried} ({trouble}); start it, or correct 'url'")
+        raise MachineError(f"{url}: the server failed in {tried}, the last time with: {trouble}")
 
-    async def _post(self, client: httpx2.AsyncClient, body: bytes, limit: int) -> tuple[int, bytes]:
-        answer = bytearray()
-        headers = {"Content-Type": "application/json"}
-        async with client.stream("POST", self._url, content=body, headers=headers) as response:
-            async for piece in response.aiter_bytes():
-                answer += piece
-                if len(answer) > limit:
-                    raise InputError(f"{self._url}: the answer is longer than {limit:,} bytes; is it the right server?")
-        return response.status_code, bytes(answer)
+    def _url(self, route: Route) -> str:
+        return f"{self.settings.url}{route.path}"
 
-    def _refusal(self, status: int, trouble: str) -> InputError:
+    def _refusal(self, route: Route, status: int, trouble: str) -> InputError:
         if status in (401, 403):
             name = self.settings.api_key_from
             remedy = f"check the key in ${name}" if name else "name the variable that holds its key by 'api_key_from'"
+        elif route.remedy is not None:
+            remedy = route.remedy
         elif status < 400 or status in (404, 405):
-            remedy = f"check 'url' and 'model' ({self.settings.model!r})"
+            remedy = f"check 'url' and 'model' ({self.model!r})"
         else:
-            remedy = f"check 'kind' ({self.settings.kind}), 'model' ({self.settings.model!r}) and the lengths asked for"
-        return InputError(f"{self._url}: refused with {trouble}; {remedy}")
+            remedy = f"check 'kind' ({self.settings.kind}), 'model' ({self.model!r}) and the lengths asked for"
+        return InputError(f"{self._url(route)}: refused with {trouble}; {remedy}")
 
     def _said(self, answer: bytes) -> str:
         """What the server says of an error, short, harmless for a terminal and without the key."""
@@ -206,6 +205,17 @@ def _key(variable: str | None) -> str | None:
     if not key.isascii() or not key.isprintable():
         raise InputError(f"api_key_from: the value of {variable} cannot be a key, it has more than printable ASCII")
     return key
+
+
+async def _post(client: httpx2.AsyncClient, url: str, body: bytes, limit: int) -> tuple[int, bytes]:
+    answer = bytearray()
+    headers = {"Content-Type": "application/json"}
+    async with client.stream("POST", url, content=body, headers=headers) as response:
+        async for piece in response.aiter_bytes():
+            answer += piece
+            if len(answer) > limit:
+                raise InputError(f"{url}: the answer is longer than {limit:,} bytes; is it the right server?")
+    return response.status_code, bytes(answer)
 
 
 def _seed(*parts: int) -> int:

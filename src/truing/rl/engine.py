@@ -1,4 +1,4 @@
-"""Who writes completions: the model in training, or a server that holds a copy of it."""
+"""Who writes the completions of a rollout: the model in training here; a server that follows it, in `following`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ class Engine(Protocol):
 
         The same seed gives the same completions, as far as the engine can promise it.
         """
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What it measured while it sampled last, for the step's row of metrics."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
         ...
 
 
@@ -54,3 +62,9 @@ class RoleEngine:
         if self.exact:
             return groups
         return [[replace(row, logprobs=np.full_like(row.logprobs, np.nan)) for row in group] for group in groups]
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from truing.core.settings import Settings
+from truing.rl.server_settings import PolicyServerSettings
 
 UNCUT = "is refused while training: a policy's log-probs know nothing of a cut distribution, and what was cut off "
 UNCUT += "could never be learned again; use rollout.temperature, or set it for samples: and truing chat"
@@ -55,6 +56,8 @@ class RolloutSettings(Settings):
     """Completions of the reference that rewards are normalised on, before the first step."""
     reward_timeout: float = Field(default=60.0, gt=0)
     """Seconds that a Python reward may take for a rollout."""
+    server: PolicyServerSettings | None = None
+    """A vLLM server that samples in the policy's stead; by default it samples in this process."""
     share_base: bool = True
     """Keep policy, reference, reward and value as adapters over one base where that is possible; otherwise as models of
     their own."""

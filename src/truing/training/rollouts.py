@@ -171,7 +171,8 @@ class RolloutSource:
         self._current = None if saved is None else from_tensors(tensors, saved, self.crew.collate)
 
     def close(self) -> None:
-        """End the processes of rewards."""
+        """End the processes of rewards, and let the engine go."""
+        self.crew.engine.close()
         for weighed in self.crew.rewards:
             weighed.reward.close()
 
@@ -195,6 +196,7 @@ class RolloutSource:
         askings = [self.askings[row] for row in rows]
         groups = self._write(askings, self.plan.group_size, (self.plan.seed, self._number))
         scores, metrics = self._score(askings, groups)
+        metrics |= self.crew.engine.figures()
         picked = self._trees(askings, groups, scores)
         minis = [
             [part for one in picked[start : start + self.plan.examples] if one is not None for part in self._cut(one)]

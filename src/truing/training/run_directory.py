@@ -15,7 +15,7 @@ from truing.core.files import write_whole
 from truing.training import lock
 from truing.training.disk import on_disk
 
-OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "tensorboard", "wandb", "mlflow")
+OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "served", "tensorboard", "wandb", "mlflow")
 OWN_FILES = (
     "recipe.yaml",
     "environment.json",

@@ -67,6 +67,13 @@ def save_adapter(adapters: Adapters, name: str, folder: Path, base_model: str) -
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def written_sizes(adapters: Adapters, name: str) -> frozenset[tuple[int, float]]:
+    """Every rank and alpha that a layer of an adapter has in a folder."""
+    settings = adapters.settings(name)
+    layers = [_plain(low_rank, settings) for low_rank in adapters.layers(name).values()]
+    return frozenset((layer.rank, layer.alpha) for layer in layers)
+
+
 def load_adapter(
     adapters: Adapters,
     name: str,
