@@ -53,6 +53,8 @@ class LanguageModel:
         self._limit = _exact_length(module)
         self.windows: set[int] = set()
         """Sliding windows that layers have asked tree attention for."""
+        self.refused: set[str] = set()
+        """Why kernels that take a whole batch were not used."""
         set_attention(module, self.stock if sharing == "alone" else NAME)
 
     @property
@@ -222,6 +224,7 @@ class LanguageModel:
         assert isinstance(hidden, Tensor)
         if isinstance(plan, TreePlan):
             self.windows |= plan.windows
+            self.refused |= plan.refused
         return hidden[0]
 
     def grow(self, tokens: Tensor, growth: Growth) -> Tensor:
