@@ -92,7 +92,11 @@ class LanguageModel:
 
     def collate(self, trees: Sequence[Tree]) -> Batch:
         """Lay trees out in the way this model can compute, on its device."""
-        return collate(trees, share_prompts=self.sharing == "tree").to(self.device)
+        return self.lay_out(trees).to(self.device)
+
+    def lay_out(self, trees: Sequence[Tree]) -> Batch:
+        """Return the same on the CPU."""
+        return collate(trees, share_prompts=self.sharing == "tree")
 
     def outputs(
         self, batch: Batch, *, entropy: bool = False, squares: bool = False, temperature: float = 1.0
