@@ -155,7 +155,7 @@ def test_the_flex_mask_sees_what_trees_see(window: int | None) -> None:
     layout = layout_of([(4, (3, 2)), (2, (5,)), (0, (2, 1))])
     plan = TreePlan(layout)
     places = plan.places(torch.device("cpu"))
-    seen = flex._seen(places, window or layout.size)
+    seen = flex._seen(places, window)
     every = torch.arange(layout.size)
     found = seen(None, None, every[:, None], every[None, :])
     expected = torch.block_diag(*(visible(tree, window).float() for tree in layout.trees)).bool()
@@ -187,9 +187,19 @@ def without_gradient(*args: Any, **kwargs: Any) -> Tensor:
     return ragged_reference.varlen_attn(query, key.detach(), *others, **kwargs) + 0 * key.sum()
 
 
+def with_nan_in_one_gradient(*args: Any, **kwargs: Any) -> Tensor:
+    # The slope of a root at 0 is infinite, and times 0 no number.
+    return ragged_reference.varlen_attn(*args, **kwargs) + 0 * torch.sqrt(0 * args[1]).sum()
+
+
 @pytest.mark.parametrize(
     ("kernel", "windowed"),
-    [(ragged_reference.top_left, False), (one_short, True), (without_gradient, False)],
+    [
+        (ragged_reference.top_left, False),
+        (one_short, True),
+        (without_gradient, False),
+        (with_nan_in_one_gradient, False),
+    ],
 )
 def test_a_kernel_that_computes_something_else_is_found_out(
     monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor], windowed: bool
@@ -198,6 +208,21 @@ def test_a_kernel_that_computes_something_else_is_found_out(
     trial = tried(windowed=windowed)
     assert not trial.passed
     assert "is off by" in trial.sentence
+
+
+def test_a_kernel_that_takes_one_length_alone_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def compiled_once(*args: Any, **kwargs: Any) -> Tensor:
+        lengths.append(len(args[0]))
+        if len(set(lengths)) > 1:
+            raise RuntimeError("no code for another length")
+        return ragged_reference.varlen_attn(*args, **kwargs)
+
+    put_varlen(monkeypatch, compiled_once)
+    trial = tried()
+    assert not trial.passed
+    assert "no code for another length" in trial.sentence
 
 
 @pytest.mark.usefixtures("eager_flex")

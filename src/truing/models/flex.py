@@ -38,10 +38,14 @@ def flex_trees(
 
 @cache
 def compiled() -> tuple[Any, Any]:
-    """FlexAttention, and what makes its masks: compiled, since otherwise both write all T² numbers to memory."""
+    """FlexAttention, and what makes its masks: compiled, since otherwise both write all T² numbers to memory.
+
+    The second length that they meet makes them compile once more, for any. To ask for that at once would make a
+    variable of the cap too, which the kernel cannot take.
+    """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask, dynamic=True)
+    return torch.compile(flex_attention), torch.compile(create_block_mask)
 
 
 def _block_mask(plan: TreePlan, window: int | None, device: torch.device) -> Any:
@@ -49,18 +53,19 @@ def _block_mask(plan: TreePlan, window: int | None, device: torch.device) -> Any
         places = plan.places(device)
         size = plan.layout.size
         _, make = compiled()
-        seen = _seen(places, size if window is None else window)
+        seen = _seen(places, window)
         plan.block_masks[window] = make(seen, None, None, size, size, device=device)
     return plan.block_masks[window]
 
 
-def _seen(places: Places, window: int) -> Any:
+def _seen(places: Places, window: int | None) -> Any:
     tree, branch, position = places.tree, places.branch, places.position
+    # As a tensor: a number would be compiled in, and another window compiled anew.
+    hidden = torch.full_like(position, -1) if window is None else position - window
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         path = (tree[query] == tree[key]) & ((branch[key] < 0) | (branch[query] == branch[key]))
-        distance = position[query] - position[key]
-        return path & (distance >= 0) & (distance < window)
+        return path & (position[key] <= position[query]) & (position[key] > hidden[query])
 
     return seen
 

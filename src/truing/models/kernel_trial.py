@@ -6,10 +6,10 @@ else by an argument than the version that truing was written with. In each case 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -21,8 +21,14 @@ from truing.models.ragged import ragged_trees
 from truing.models.scored import scored_trees
 from truing.models.tree_plan import TreePlan
 
-TREES = ((150, (70, 1, 40)), (1, (5, 9)), (0, (3, 130)), (20, ()), (33, (64,)))
-"""Prompts and completions that are tried: over and under a kernel's tiles, one token, none."""
+Shapes = Sequence[tuple[int, Sequence[int]]]
+"""Tokens of prompts and of their completions."""
+
+TREES: Shapes = ((150, (70, 1, 40)), (1, (5, 9)), (0, (3, 130)), (20, ()), (33, (64,)))
+"""Prompts and completions that are tried: over and under a kernel's tiles, one token, none.
+
+Then the first two of them, since what is compiled for one length is compiled anew for the next.
+"""
 
 WINDOW = 24
 SCALE = 1.5
@@ -77,7 +83,7 @@ def _tried(heads: _Heads) -> Trial:
         # The question may come from within a checkpointed layer, under autocast, without gradients: a thread has none
         # of these.
         with ThreadPoolExecutor(1) as alone:
-            difference = alone.submit(_difference, heads).result()
+            difference = _largest(alone.map(partial(_difference, heads), (TREES, TREES[:2])))
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as refusal:
@@ -90,9 +96,9 @@ def _tried(heads: _Heads) -> Trial:
     return Trial(True, "")
 
 
-def _difference(heads: _Heads) -> float:
+def _difference(heads: _Heads, trees: Shapes) -> float:
     """Largest relative difference of output and gradients from explicit scores in float32."""
-    layout = _layout(TREES)
+    layout = _layout(trees)
     window = WINDOW if heads.windowed else None
     scale = SCALE * heads.width**-0.5
     generator = torch.Generator().manual_seed(7)
@@ -112,13 +118,16 @@ def _difference(heads: _Heads) -> float:
     wide = [x.detach().float().requires_grad_() for x in inputs]
     exact = scored_trees(wide[0], wide[1], wide[2], plan, scale, window, 0.0, heads.softcap, None)
     expected = [exact, *torch.autograd.grad(exact, wide, weights.float())]
-    return max(
-        float((a.detach().float() - b.detach()).abs().max() / b.detach().abs().max())
-        for a, b in zip(found, expected, strict=True)
-    )
+    pairs = zip(found, expected, strict=True)
+    return _largest(float((a.detach().float() - b.detach()).abs().max() / b.detach().abs().max()) for a, b in pairs)
 
 
-def _layout(shapes: Sequence[tuple[int, tuple[int, ...]]]) -> Layout:
+def _largest(numbers: Iterable[float]) -> float:
+    """The largest of them, NaN where one is NaN, which Python's own `max` may pass over."""
+    return float(torch.tensor(list(numbers)).max())
+
+
+def _layout(shapes: Shapes) -> Layout:
     trees, at = [], 0
     for prompt, completions in shapes:
         spans = [Span(at, at := at + size) for size in (prompt, *completions)]
