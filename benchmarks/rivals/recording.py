@@ -146,6 +146,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--matmul", choices=["highest", "high", "medium"], default="highest")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, TRL's default")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--liger", action="store_true", help="Liger's kernels, where they are installed")
     parser.add_argument("--rows", type=int, default=4, help="rows in one optimizer step")
     parser.add_argument("--micro", type=int, default=0, help="rows per forward pass; 0: the whole step at once")
     return parser
@@ -158,7 +160,7 @@ def common_settings(chosen: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"--micro {micro} does not divide the {chosen.rows} rows of a step")
     return {
         "output_dir": str(chosen.report.parent / "trainer"),
-        "use_cpu": True,
+        "use_cpu": chosen.device == "cpu",
         "max_steps": chosen.steps,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": chosen.rows // micro,
@@ -176,6 +178,7 @@ def common_settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "seed": 0,
+        "use_liger_kernel": chosen.liger,
     }
 
 
@@ -236,7 +239,7 @@ def run(
 
 
 def write_report(path: Path, record: Record, chosen: argparse.Namespace, **more: Any) -> None:
-    """Write what was recorded; peak memory is the process's high-water mark of resident bytes."""
+    """Write what was recorded; peak memory is the most that was resident, and on a GPU what its allocator held."""
     report = {
         "settings": {key: str(value) for key, value in vars(chosen).items()},
         "versions": {name: version(name) for name in PACKAGES},
@@ -249,6 +252,7 @@ def write_report(path: Path, record: Record, chosen: argparse.Namespace, **more:
         "step_padded_tokens": record.step_padded_tokens,
         "first_step_at": record.first_step_at,
         "prepare_seconds": record.prepare_seconds,
+        "allocated_bytes": torch.cuda.max_memory_allocated() if chosen.device == "cuda" else None,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **more,
     }

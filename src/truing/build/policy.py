@@ -93,7 +93,7 @@ def build_policy(
     dtype = choose_dtype(stage, start.model, device, calibration)
     loaded = load_model(start.model, dtype=dtype, device=device, scores=scores)
     check = self_check(loaded.module)
-    if check.sharing != "tree":
+    if check.sharing != "tree" or check.slowed:
         reporter.warn(check.sentence)
     model = LanguageModel(loaded.module, sharing=check.sharing)
     torch.manual_seed(stage.seed)

@@ -349,7 +349,7 @@ def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
         built.device,
     )
     bare = TreeSource(
-        ready.dataset.train, ready.plan, built.model.collate, lambda batch: batch, built.device, ready.total_steps
+        ready.dataset.train, ready.plan, built.model.lay_out, lambda batch: batch, built.device, ready.total_steps
     )
     reference = annotator(ready, run, bare, held_out, reporter)
     annotate = with_density_ratios(reference, ready, run, reporter)
@@ -360,7 +360,7 @@ def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
     return _Moved(
         built.policy,
         built.policy,
-        TreeSource(ready.dataset.train, ready.plan, built.model.collate, annotate, built.device, ready.total_steps),
+        TreeSource(ready.dataset.train, ready.plan, built.model.lay_out, annotate, built.device, ready.total_steps),
         built.parameter_groups(ready.optim.lr or 0.0),
         measured if held_out else None,
         reference.save if isinstance(reference, ReferenceLogprobs) else None,

@@ -102,6 +102,10 @@ class Batch:
         """Return the same batch with more columns."""
         return replace(self, columns={**self.columns, **columns})
 
+    def pinned(self) -> Batch:
+        """Return the batch in memory that a GPU can fetch by itself, so that `to` does not wait."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch with every tensor on `device`."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}

@@ -1,8 +1,9 @@
 """Attention over trees: a completion sees its own prompt and itself, so a prompt is computed once.
 
 A batch is one row of T tokens; `tree_plan` cuts its layout into blocks, and each block is one or a few kernel calls.
-On a CPU the whole layout is one autograd function over the fused kernel; other devices go through
-`scaled_dot_product_attention`; soft caps and sinks, which fused kernels lack, are computed from explicit scores.
+On a CPU the whole layout is one autograd function over the fused kernel. A GPU takes it in one call (`ragged`, or
+`flex` where scores are soft-capped) if that kernel has passed its trial there, else by `scaled_dot_product_attention`.
+Sinks, and soft caps elsewhere, which fused kernels lack, are computed from explicit scores.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
-from torch.utils.checkpoint import checkpoint
 
 from truing.core.errors import ModelError
+from truing.models.flex import flex_trees
 from truing.models.growth import Growth
+from truing.models.kernel_trial import try_kernel
 from truing.models.kv_cache import Cache, Prefill
+from truing.models.ragged import ragged_trees
+from truing.models.scored import scored_trees
 from truing.models.tree_plan import Bush, Fork, Part, TreePlan
 
 NAME = "truing_tree"
+
+GPUS = ("cuda",)
+"""Kinds of devices where kernels that take a whole layout are tried."""
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -67,8 +74,15 @@ def tree_attention(
         tree_layout.keep(key, value)
     if window is not None:
         tree_layout.windows.add(window)
+    if query.device.type in GPUS and dropout == 0.0 and s_aux is None:
+        trial = try_kernel(query, key, value, window, softcap)
+        if trial.passed and softcap is not None:
+            return flex_trees(query, key, value, tree_layout, scale, window, softcap), None
+        if trial.passed:
+            return ragged_trees(query, key, value, tree_layout, scale, window), None
+        tree_layout.refused.add(trial.sentence)
     if softcap is not None or s_aux is not None:
-        return _scored_trees(query, key, value, tree_layout, scale, window, dropout, softcap, s_aux), None
+        return scored_trees(query, key, value, tree_layout, scale, window, dropout, softcap, s_aux), None
     if query.device.type == "cpu" and dropout == 0.0 and value.shape[-1] == key.shape[-1]:
         return _FlashTrees.apply(query, key, value, tree_layout, scale, window), None  # type: ignore[no-untyped-call]
     return fused_trees(query, key, value, tree_layout, scale, window, dropout), None
@@ -205,60 +219,3 @@ def fused_trees(
     if not parts:
         return query.new_zeros(1, 0, query.shape[1], value.shape[-1])
     return torch.cat(parts, dim=2).transpose(1, 2)
-
-
-def _scored_trees(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: TreePlan,
-    scale: float,
-    window: int | None,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attend with explicit scores, for what fused kernels lack; scores are recomputed in the backward pass."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    parts: list[Tensor] = []
-    for tree in plan.layout.trees:
-        here = (2, tree.start, tree.stop - tree.start)
-        mask = plan.mask(Bush(here[1], here[2], tree), window, torch.float32, query.device)
-        part = checkpoint(
-            _scored,
-            query.narrow(*here),
-            key.narrow(*here),
-            value.narrow(*here),
-            mask,
-            scale,
-            dropout,
-            softcap,
-            sinks,
-            use_reentrant=False,
-            preserve_rng_state=dropout > 0,
-        )
-        assert isinstance(part, Tensor)
-        parts.append(part)
-    return torch.cat(parts, dim=2).transpose(1, 2) if parts else torch.zeros_like(query).transpose(1, 2)
-
-
-def _scored(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    scores = (query @ key.transpose(-1, -2)).float() * scale  # float32 [1, H, t, t]
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + mask
-    if sinks is not None:
-        column = sinks.float().reshape(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
-        scores = torch.cat([scores, column], dim=-1)
-    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
-    return F.dropout(weights, dropout).to(value.dtype) @ value

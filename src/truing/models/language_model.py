@@ -53,6 +53,8 @@ class LanguageModel:
         self._limit = _exact_length(module)
         self.windows: set[int] = set()
         """Sliding windows that layers have asked tree attention for."""
+        self.refused: set[str] = set()
+        """Why kernels that take a whole batch were not used."""
         set_attention(module, self.stock if sharing == "alone" else NAME)
 
     @property
@@ -90,7 +92,11 @@ class LanguageModel:
 
     def collate(self, trees: Sequence[Tree]) -> Batch:
         """Lay trees out in the way this model can compute, on its device."""
-        return collate(trees, share_prompts=self.sharing == "tree").to(self.device)
+        return self.lay_out(trees).to(self.device)
+
+    def lay_out(self, trees: Sequence[Tree]) -> Batch:
+        """Return the same on the CPU."""
+        return collate(trees, share_prompts=self.sharing == "tree")
 
     def outputs(
         self, batch: Batch, *, entropy: bool = False, squares: bool = False, temperature: float = 1.0
@@ -222,6 +228,7 @@ class LanguageModel:
         assert isinstance(hidden, Tensor)
         if isinstance(plan, TreePlan):
             self.windows |= plan.windows
+            self.refused |= plan.refused
         return hidden[0]
 
     def grow(self, tokens: Tensor, growth: Growth) -> Tensor:

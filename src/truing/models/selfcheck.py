@@ -47,6 +47,8 @@ class SelfCheck:
     difference: float
     """Largest difference of a log-prob, in nats."""
     sentence: str
+    slowed: bool = False
+    """Whether a kernel of this device that takes a whole batch was refused; the sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class _Trial:
     difference: float
     problem: str
     """Empty, or what went wrong besides."""
+    refused: tuple[str, ...] = ()
+    """Why kernels that take a whole batch were not used."""
 
 
 def self_check(module: PreTrainedModel) -> SelfCheck:
@@ -73,7 +77,8 @@ def self_check(module: PreTrainedModel) -> SelfCheck:
             for sharing in ("tree", "packed", "alone"):
                 trial = _try(module, sharing, trees, expected)
                 if not trial.problem and trial.difference <= tolerance:
-                    return SelfCheck(sharing, trial.difference, _sentence(module, sharing, trial, reasons))
+                    sentence = "; ".join([_sentence(module, sharing, trial, reasons), *trial.refused])
+                    return SelfCheck(sharing, trial.difference, sentence, bool(trial.refused))
                 reasons.append(trial.problem or f"log-probs differ by {trial.difference:.2g}")
         finally:
             if module.config._attn_implementation != attention:
@@ -165,7 +170,8 @@ def _try(module: PreTrainedModel, sharing: Sharing, trees: Sequence[Tree], expec
         difference = difference if math.isfinite(difference) else math.inf
         if sharing == "alone":
             return _Trial(difference, "")
-        return _Trial(difference, _leak(model, batch) or _missed_window(module, model.windows))
+        problem = _leak(model, batch) or _missed_window(module, model.windows)
+        return _Trial(difference, problem, tuple(sorted(model.refused)))
     except torch.OutOfMemoryError:
         raise
     except FAILURES as failure:

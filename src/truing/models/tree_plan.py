@@ -8,12 +8,17 @@ Fork    a prompt with several completions: all of them read the prompt's keys in
 
 Where results can be merged so, on a CPU, a long causal sequence is cut too: its second half reads the first half's
 keys in one call, because the kernel computes what causality hides. `parts` are the calls that come of it.
+
+A GPU takes the whole layout in one call: `segments` for a kernel that reads sequences of unequal length, `places` for
+one that masks token by token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,25 +83,68 @@ class Part:
         return self.rows == self.columns
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """A layout as S causal sequences: queries are the end of their own keys, and all queries in order are the T tokens.
+
+    A prompt and its first completion are one sequence; every further completion reads the prompt's keys once more.
+    """
+
+    query_ends: Tensor  # int32 [S + 1], where each segment's queries begin; the last number is T
+    key_ends: Tensor  # int32 [S + 1], the same for keys
+    longest_query: int
+    longest_key: int
+    gather: Tensor | None  # int64, which token each key is; None where keys are the T tokens as they lie
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where each token stands in its tree: int32 [T] each."""
+
+    tree: Tensor
+    branch: Tensor  # the number of its completion, counted over the layout; −1 in a prompt
+    position: Tensor
+
+
 class TreePlan:
     """How a layout is cut into kernel calls: made once for a forward pass and shared by all layers.
 
     It also notes the sliding windows that layers asked for, so that the self-check can tell a model whose window is
-    handled from one that keeps it to itself.
+    handled from one that keeps it to itself, and the kernels that layers were refused, with the reason.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.windows: set[int] = set()
+        self.refused: set[str] = set()
+        self.block_masks: dict[int | None, Any] = {}
+        """FlexAttention's form of who sees whom, by sliding window."""
+        self._segments: Segments | None = None
+        self._places: Places | None = None
         self._blocks: dict[int | None, tuple[Block, ...]] = {}
         self._parts: dict[int | None, tuple[Part, ...]] = {}
         self._masks: dict[tuple[int, int, int | None, torch.dtype, torch.device], Tensor] = {}
         self._longest = max((longest_path(tree) for tree in layout.trees), default=0)
 
+    def cutting(self, window: int | None) -> int | None:
+        """Return the window if it hides any key, else None."""
+        return None if window is None or window >= self._longest else window
+
+    def segments(self, device: torch.device) -> Segments:
+        """Return the layout as causal sequences."""
+        if self._segments is None:
+            self._segments = _segments(self.layout, device)
+        return self._segments
+
+    def places(self, device: torch.device) -> Places:
+        """Return where the tokens stand."""
+        if self._places is None:
+            self._places = _places(self.layout, device)
+        return self._places
+
     def blocks(self, window: int | None) -> tuple[Block, ...]:
         """Return the blocks for layers with this sliding window (None: without)."""
-        if window is not None and window >= self._longest:
-            window = None
+        window = self.cutting(window)
         if window not in self._blocks:
             self._blocks[window] = tuple(_block(tree, window) for tree in self.layout.trees)
         return self._blocks[window]
@@ -179,3 +227,43 @@ def _causal(start: int, size: int) -> Iterator[Part]:
     yield from _causal(start, half)
     yield from _causal(start + half, size - half)
     yield Part((start + half, size - half), (start, half))
+
+
+def _segments(layout: Layout, device: torch.device) -> Segments:
+    queries: list[int] = []
+    keys: list[list[range]] = []
+    for tree in layout.trees:
+        first = tree.completions[0].stop if tree.completions else tree.prompt.stop
+        prompt = range(tree.start, tree.prompt.stop)
+        queries.append(first - tree.start)
+        keys.append([range(tree.start, first)])
+        for span in tree.completions[1:]:
+            queries.append(span.size)
+            keys.append([prompt, range(*span)])
+    kept = [number for number, size in enumerate(queries) if size]
+    queries = [queries[number] for number in kept]
+    sizes = [sum(map(len, keys[number])) for number in kept]
+    gather = None
+    if sum(sizes) > layout.size:
+        pieces = [torch.arange(piece.start, piece.stop) for number in kept for piece in keys[number]]
+        gather = torch.cat(pieces).to(device, non_blocking=True)
+    return Segments(
+        _ends(queries, device), _ends(sizes, device), max(queries, default=0), max(sizes, default=0), gather
+    )
+
+
+def _ends(sizes: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(device, non_blocking=True)
+
+
+def _places(layout: Layout, device: torch.device) -> Places:
+    places = torch.full((3, layout.size), -1, dtype=torch.int32)
+    branches = 0
+    for number, tree in enumerate(layout.trees):
+        places[0, tree.start : tree.stop] = number
+        places[2, tree.start : tree.prompt.stop] = torch.arange(tree.prompt.size)
+        for span in tree.completions:
+            places[1, span.start : span.stop] = branches
+            places[2, span.start : span.stop] = torch.arange(span.size) + tree.prompt.size
+            branches += 1
+    return Places(*places.to(device, non_blocking=True))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from truing.core.batch import Batch, Totals
 from truing.core.trees import Tree
-from truing.data.packing import StepPlan, pack
+from truing.data.packing import Step, StepPlan, pack
+
+T = TypeVar("T")
 
 Annotate = Callable[[Batch], Batch]
 """Fills columns that need no gradient, such as reference log-probs."""
@@ -64,15 +67,26 @@ class TreeSource:
     trees: Sequence[Tree]
     plan: StepPlan
     collate: Callable[[Sequence[Tree]], Batch]
+    """Lays trees out on the CPU."""
     annotate: Annotate
     device: torch.device
     total_steps: int
 
     def steps(self, start: int) -> Iterator[PreparedStep]:
-        for step in self.plan.steps(start):
-            bare = [self.collate([self.trees[row] for row in micro]) for micro in step.micro_batches]
+        plans = self.plan.steps(start)
+        laid = one_ahead(map(self._pinned, plans)) if self.device.type == "cuda" else map(self._bare, plans)
+        for step, bare in laid:
+            totals = Totals.of(bare)
             batches = tuple(self.annotate(batch.to(self.device)) for batch in bare)
-            yield PreparedStep(step.index, batches, Totals.of(batches), step.first + step.rows)
+            yield PreparedStep(step.index, batches, totals, step.first + step.rows)
+
+    def _bare(self, step: Step) -> tuple[Step, tuple[Batch, ...]]:
+        return step, tuple(self.collate([self.trees[row] for row in micro]) for micro in step.micro_batches)
+
+    def _pinned(self, step: Step) -> tuple[Step, tuple[Batch, ...]]:
+        """Lay a step out where a GPU fetches it by itself, without making the program wait."""
+        _, bare = self._bare(step)
+        return step, tuple(batch.pinned() for batch in bare)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}
@@ -90,6 +104,15 @@ class TreeSource:
                 yield self.collate([self.trees[row] for row in micro]).to(self.device)
             if step.first + step.rows >= len(self.trees):
                 return
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the same items, each made in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as worker:
+        following = worker.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = worker.submit(next, items, None)
+            yield item
 
 
 def fixed_batches(
