@@ -22,6 +22,7 @@ from truing.rl.engine import RoleEngine
 from truing.rl.settings import RewardSettings
 from truing.training.progress import Reporter
 from truing.training.rollouts import Asking, Crew, RolloutPlan, RolloutSource
+from truing.training.shared_rollouts import SharedEngine
 
 if TYPE_CHECKING:
     from truing.build.stage import Assembled
@@ -107,8 +108,10 @@ def rollout_parts(ready: Assembled, reporter: Reporter) -> RolloutParts:
         with torch.no_grad():
             return cast.policy.outputs(batch).logprobs
 
+    company = built.company
+    engine = RoleEngine(cast.policy, built.loaded.end_tokens, exact=built.dtype == torch.float32)
     crew = Crew(
-        engine=RoleEngine(cast.policy, built.loaded.end_tokens, exact=built.dtype == torch.float32),
+        engine=SharedEngine(engine, company.ranks) if company.ranks.several else engine,
         temperature=stage.rollout.temperature,
         rewards=cast.rewards,
         annotate=annotate,
@@ -116,6 +119,8 @@ def rollout_parts(ready: Assembled, reporter: Reporter) -> RolloutParts:
         collate=model.collate,
         size=lambda tree: tree.size if shared else tree.unshared_size,
         decode=lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)),
+        dealer=company.dealer,
+        whole=company.whole,
     )
     dataset = ready.dataset
     source = RolloutSource(
