@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from truing.core.errors import ModelError
 from truing.models.language_model import LanguageModel
@@ -33,7 +33,8 @@ class Door(nn.Module):
 
     def forward(self, compute: Callable[..., Any], *args: Any) -> Any:
         """Compute; tensors have to come back bare or in tuples, where torch finds those that need a gradient."""
-        return compute(*args)
+        found = compute(*args)
+        return found.clone() if isinstance(found, Tensor) else found  # torch wants no view, which scores are
 
 
 def make_mesh(device: torch.device, world: int, shard: int) -> DeviceMesh:
@@ -58,16 +59,19 @@ def shard(model: LanguageModel, adapters: Adapters | None, mesh: DeviceMesh, com
     if adapters is None and any(parameter.requires_grad for parameter in model.module.parameters()):
         precision = MixedPrecisionPolicy(compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     beside = [] if adapters is None else [m for n in adapters.names for m in adapters.saved_modules(n).values()]
+    layers: list[FSDPModule] = []
     for layer in decoder_layers(model.module):
         _widen(layer)
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
+        layers.append(fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=True))
     door = Door(model.module, beside)
     _widen(door)
-    fully_shard(door, mesh=mesh, mp_policy=precision)
+    root = fully_shard(door, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    for unit, before in zip((*layers, root), (root, *layers), strict=True):
+        unit.set_gradient_divide_factor(1.0)  # an objective's shares add up to the step's loss
+        unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        # By itself torch fetches in the order of all passes since the last gradient, which not every rank has made.
+        unit.set_modules_to_backward_prefetch([before])
     for part in door.modules():
-        if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)  # an objective's shares add up to the step's loss
-            part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
         if isinstance(part, AdaptedLinear):
             part.plain()  # it would hold on to the whole weight
     door(tuple)  # the first pass makes it the root, which no layer may become
@@ -84,19 +88,15 @@ def whole(models: Iterable[LanguageModel]) -> Iterator[None]:
 
     doors = [model.door for model in models if model.door is not None]
     units = [part for door in doors for part in door.modules() if isinstance(part, FSDPModule)]
-    # A door keeps its weights from its forward pass to its backward pass anyway.
-    layers = [unit for unit in units if all(unit is not door for door in doors)]
     for unit in units:
         unit.unshard()
-    for layer in layers:
-        layer.set_reshard_after_forward(False, recurse=False)
+        unit.set_reshard_after_forward(False, recurse=False)
     try:
         with torch.no_grad():
             yield
     finally:
-        for layer in layers:
-            layer.set_reshard_after_forward(True, recurse=False)
         for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
             unit.reshard()
 
 

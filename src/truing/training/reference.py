@@ -98,7 +98,7 @@ class LogprobStore:
 
     def _take(self, stored: Mapping[str, np.ndarray]) -> None:
         digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
-        if lengths.sum() != len(logprobs) or len(lengths) != len(digests):
+        if not len(digests) or lengths.sum() != len(logprobs) or len(lengths) != len(digests):
             return
         for digest, part in zip(digests, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
             self.put(digest.tobytes().hex(), part)
