@@ -43,7 +43,7 @@ def go_on(ranks: Any, outputs: list[Path]) -> None:
 
 def _rank(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    import faulthandler; faulthandler.dump_traceback_later(45, exit=True)
+    import faulthandler; faulthandler.dump_traceback_later(60, exit=True)
     os.environ |= {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
     with joined() as ranks:
         work(ranks, *arguments)
