@@ -85,7 +85,8 @@ def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, dry_run
         in_processes(nproc, ["train", str(recipe), *given("--set", overrides), *given("--output", [target])])
         return
     from truing.build.chain import preview, run
-    from truing.training.process_group import joined
+    from truing.build.chain import resume as continue_run
+    from truing.training.process_group import joined, restarted
     from truing.training.progress import reporter, reporter_of
 
     if dry_run or target is None:
@@ -93,6 +94,9 @@ def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, dry_run
         return
     with joined() as ranks:
         told = reporter_of(ranks)
+        if restarted(ranks) and ranks.from_first((target / "recipe.yaml").is_file()):
+            _reported(target, told, ranks, lambda: continue_run(target, told, ranks))
+            return
         _reported(target, told, ranks, lambda: run(resolved, target, told, None, ranks))
 
 

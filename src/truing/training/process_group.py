@@ -122,6 +122,11 @@ def joined() -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+def restarted(ranks: Ranks) -> bool:
+    """Whether the launcher has started any of the ranks anew, after a failure."""
+    return any(ranks.everyone(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
+
+
 def _end_quietly_after_another(failure: Exception, store: Store) -> None:
     """Leave with the failure's code, and without its message, unless this rank is the first to fail."""
     if not isinstance(failure, TruingError) and _is_loss(failure):

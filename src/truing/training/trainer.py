@@ -365,7 +365,7 @@ class Trainer:
         return self.moving.state() if self.moving is not None else {}
 
     def _checkpoint(self, moved: dict[str, Tensor], others: dict[str, Tensor], values: dict[str, Any]) -> Checkpoint:
-        """The state of this moment; what moves with training is cut over the ranks where the optimizer's parameters are."""
+        """The state of this moment; what moves with training is cut over ranks where the optimizer's parameters are."""
         if self.optimizer.cut:
             return Checkpoint(self.progressed.step, others, values, moved)
         return Checkpoint(self.progressed.step, {**moved, **others}, values)
