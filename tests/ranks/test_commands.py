@@ -57,10 +57,10 @@ def children_of(process: int) -> list[int]:
 def test_what_is_wrong_is_said_once_with_its_code(ground: Path, tmp_path: Path) -> None:
     file = written(ground, tmp_path, 2)
     output = ["--output", str(tmp_path / "run")]
-    process = started(["train", str(file), "--nproc", "2", "--set", "parallel.shard=3", *output])
+    process = started(["train", str(file), "--nproc", "3", "--set", "parallel.shard=2", *output])
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
-    assert said.count("parallel.shard is 3, which does not divide the 2 processes; give 1, all, or a divisor") == 1
+    assert said.count("parallel.shard is 2, which does not divide the 3 processes; give 1, all, or a divisor") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
 

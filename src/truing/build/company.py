@@ -112,7 +112,7 @@ def choose_shard(stage: Stage, ranks: Ranks, device: torch.device, module: nn.Mo
     asked = stage.parallel.shard
     if asked == "auto":
         return int(ranks.from_first(1 if _is_comfortable(stage, ranks, device, module) else ranks.world))
-    shard = ranks.world if asked == "all" else asked
+    shard = ranks.world if asked == "all" else min(asked, ranks.world)
     if ranks.world % shard:
         raise RecipeError(
             f"parallel.shard is {shard}, which does not divide the {ranks.world} processes; give 1, all, or a divisor"

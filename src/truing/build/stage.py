@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 
-from truing.build.annotator import annotator
 from truing.build.card_facts import gather
 from truing.build.company import Company
-from truing.build.density import with_density_ratios
 from truing.build.facts import check_unchanged, write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
@@ -25,23 +23,20 @@ from truing.build.preconditions import complaints_before
 from truing.build.result import write_final
 from truing.build.rollout_stage import (
     check_room,
-    evaluator,
     rollout_objective,
-    rollout_parts,
     rollout_plan,
     total_steps,
 )
 from truing.build.samples import Sampler
+from truing.build.steps import Moved, by_rollouts, by_rows, sizes_of
 from truing.build.watch import check_guards, guards_of
 from truing.core.errors import DataError, OutOfMemory, RecipeError
-from truing.core.parameters import ParameterGroup
 from truing.core.text import harmless
 from truing.core.trees import Tree
 from truing.data.dataset import Dataset, load
 from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
 from truing.models.language_model import LanguageModel
-from truing.models.roles import Role, Trained
 from truing.objectives.base import Objective
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
@@ -49,16 +44,13 @@ from truing.planner.plan import Plan as Forecast
 from truing.planner.plan import Repack
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
-from truing.training.evaluation import evaluate
 from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.ranks import ALONE, Ranks
-from truing.training.reference import ReferenceLogprobs
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
-from truing.training.source import Source, TreeSource, fixed_batches
 from truing.training.trackers.followed import Trackers
 from truing.training.trainer import Plan, Trainer
 
@@ -265,7 +257,7 @@ def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimS
     batch = stage.batch
     assert batch.micro_tokens is not None  # filled in by `_batch`
     return StepPlan(
-        sizes=_sizes(built, trees),
+        sizes=sizes_of(built, trees),
         examples=batch.examples,
         tokens=batch.tokens,
         micro_tokens=batch.micro_tokens if stage.data.packing else 1,
@@ -276,29 +268,12 @@ def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimS
     )
 
 
-def _sizes(built: BuiltPolicy, trees: Sequence[Tree]) -> tuple[int, ...]:
-    shared = built.model.sharing == "tree"
-    return tuple(tree.size if shared else tree.unshared_size for tree in trees)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Moved:
-    """What differs between a stage of fixed rows and one of rollouts."""
-
-    trained: Trained
-    policy: Role
-    source: Source
-    groups: list[ParameterGroup]
-    evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None
-    before_checkpoint: Callable[[], None] | None = None
-
-
 def _trainer(
     ready: Assembled, run: RunDirectory, reporter: Reporter, judge: HeldOutJudge | None, probe: Probe | None
 ) -> Trainer:
     stage, built, company = ready.stage, ready.built, ready.built.company
     of_rollouts = isinstance(ready.objective, RolloutObjective)
-    moved = _by_rollouts(ready, reporter) if of_rollouts else _by_rows(ready, run, reporter)
+    moved = by_rollouts(ready, reporter) if of_rollouts else by_rows(ready, run, reporter)
     sampler = None if built.model.scores else Sampler.of(built, ready.dataset, stage)
     return Trainer(
         policy=moved.trained,
@@ -342,7 +317,7 @@ def _forgetting(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Call
 
 
 def _measures(
-    moved: _Moved, judge: HeldOutJudge | None, probe: Probe | None, company: Company
+    moved: Moved, judge: HeldOutJudge | None, probe: Probe | None, company: Company
 ) -> Callable[[Mapping[str, float]], Mapping[str, float]] | None:
     """Evaluate as the recipe says, have the answers judged, and probe the policy; None where nothing is measured."""
     if moved.evaluate is None and judge is None and probe is None:
@@ -360,50 +335,6 @@ def _measures(
         return found if judge is None and probe is None else found | company.by_first(looked)()
 
     return measured
-
-
-def _by_rollouts(ready: Assembled, reporter: Reporter) -> _Moved:
-    parts = rollout_parts(ready, reporter)
-    groups = parts.cast.groups(ready.optim.lr or 0.0)
-    return _Moved(parts.cast.trained, parts.cast.policy, parts.source, groups, evaluator(parts.source))
-
-
-def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
-    stage, built, company = ready.stage, ready.built, ready.built.company
-    company.share(built.model, built.adapters, built.dtype)
-    held_out = fixed_batches(
-        ready.dataset.held_out[: stage.evaluation.limit],
-        _sizes(built, ready.dataset.held_out[: stage.evaluation.limit]),
-        ready.plan.micro_tokens,
-        built.model.collate,
-        built.device,
-        company.dealer,
-    )
-    bare = TreeSource(
-        ready.dataset.train,
-        ready.plan,
-        built.model.collate,
-        lambda batch: batch,
-        built.device,
-        ready.total_steps,
-        company.dealer,
-    )
-    reference = annotator(ready, run, bare, held_out.all, reporter)
-    annotate = with_density_ratios(reference, ready, run, reporter)
-
-    def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
-        return evaluate(
-            built.policy, ready.objective, held_out.batches, annotate, memory, held_out.fillers, company.ranks
-        )
-
-    return _Moved(
-        built.policy,
-        built.policy,
-        replace(bare, annotate=annotate),
-        built.parameter_groups(ready.optim.lr or 0.0),
-        measured if len(ready.dataset.held_out) else None,
-        reference.save if isinstance(reference, ReferenceLogprobs) else None,
-    )
 
 
 def _moving(ready: Assembled) -> MovingReference | None:

@@ -77,7 +77,8 @@ class ParallelSettings(Settings):
 
     shard: int | Literal["auto", "all"] = "auto"
     """How many processes share one copy of the weights, their gradients and the optimizer's state. 1: each has its own
-    copy; all: there is one copy altogether; a number in between makes several copies. auto is 1 where a copy takes less
+    copy; all: there is one copy altogether; a number in between makes several copies. With fewer processes than it says
+    they share one. auto is 1 where a copy takes less
     than half of the memory that a process has, else all."""
 
     @field_validator("shard")
