@@ -106,7 +106,9 @@ def _torchrun(node: str, recipe_file: Path, output: Path) -> subprocess.Popen[by
         *("--local-addr", ADDRESSES[NODES.index(node)]),
         *("-m", "truing", "train", str(recipe_file), "--output", str(output)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0"}
+    # Without the last one torch 2.13 does not tell a machine that joins later where the others meet.
+    own = {"GLOO_SOCKET_IFNAME": "eth0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **own}
     with (output.parent / f"{node}.log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 

@@ -132,7 +132,11 @@ def _end_quietly_after_another(failure: Exception, store: Store) -> None:
     if not isinstance(failure, TruingError) and _is_loss(failure):
         time.sleep(GRACE)
         sys.exit(MachineError.exit_code)
-    if store.add(FAILED, 1) > 1:
+    try:
+        earlier = store.add(FAILED, 1) > 1
+    except RuntimeError:  # the first rank keeps the store, and is gone
+        earlier = True
+    if earlier:
         sys.exit(failure.exit_code if isinstance(failure, TruingError) else 1)
 
 
