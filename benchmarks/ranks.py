@@ -15,16 +15,28 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+import comparison
 from shapes import SHAPES, write_model, write_tokenizer
 
 ROWS, WORDS, EXAMPLES = 128, 160, 16
 STEPS, LEFT_OUT = 8, 3
-RESULT = Path(__file__).parent / "results" / "ranks.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one way to share a step."""
+
+    shape: str
+    processes: int
+    shard: str
+    seconds: float
+    """A step."""
 
 
 def write_rows(file: Path) -> None:
@@ -57,23 +69,15 @@ def seconds_a_step(folder: Path, processes: int, shard: int | str) -> float:
     return statistics.median(row["seconds"] for row in rows[LEFT_OUT:])
 
 
-def measured(shape: str, processes: list[int]) -> list[str]:
-    """A line of the table for each way to share."""
-    lines = []
+def measured(shape: str, processes: list[int]) -> list[Row]:
+    """A row for each way to share."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(folder / "rows.json")
         write_tokenizer(folder / "model", [folder / "rows.json"])
         write_model(folder / "model", SHAPES[shape], seed=0)
-        alone = seconds_a_step(folder, 1, 1)
-        lines.append(f"| {shape} | 1 | | {alone:.3f} | 1 |")
-        for world in processes:
-            for shard in (1, "all") if world > 1 else ():
-                took = seconds_a_step(folder, world, shard)
-                kind = "copies" if shard == 1 else "cut"
-                lines.append(f"| {shape} | {world} | {kind} | {took:.3f} | {alone / took:.2f} |")
-                print(lines[-1], flush=True)
-    return lines
+        ways = [(1, 1), *((world, shard) for world in processes if world > 1 for shard in (1, "all"))]
+        return [Row(shape, world, str(shard), seconds_a_step(folder, world, shard)) for world, shard in ways]
 
 
 def main() -> None:
@@ -81,18 +85,16 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["1m", "25m"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4])
     options = parser.parse_args()
-    head = [
-        "# Steps of several processes",
-        "",
-        f"SFT, full weights, float32, {EXAMPLES} rows of about {WORDS} words a step, one thread a process, on "
-        f"{len(os.sched_getaffinity(0))} cores. Written by `python benchmarks/ranks.py`.",
-        "",
-        "| shape | processes | weights | seconds a step | times as fast as one |",
-        "|---|---|---|---|---|",
-    ]
-    lines = [line for shape in options.shapes for line in measured(shape, options.processes)]
-    RESULT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    rows = [row for shape in options.shapes for row in measured(shape, options.processes)]
+    alone = {row.shape: row.seconds for row in rows if row.processes == 1}
+    table = ["| shape | processes | shard | seconds a step | times as fast as one |", "|---|---|---|---|---|"]
+    for row in rows:
+        gain = alone[row.shape] / row.seconds
+        table.append(f"| {row.shape} | {row.processes} | {row.shard} | {row.seconds:.3f} | {gain:.2f} |")
+    said = f"SFT, full weights, float32, {EXAMPLES} rows of {WORDS} words a step, one thread a process."
+    comparison.write_table(
+        "ranks", "Steps of several processes", [said, "\n".join(table)], [asdict(row) for row in rows]
+    )
 
 
 if __name__ == "__main__":

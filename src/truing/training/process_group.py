@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from truing.core.errors import MachineError, TruingError
+from truing.core.errors import GuardError, MachineError, TruingError
 from truing.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL",
 """Words of the errors that torch raises in a rank when another one is gone."""
 
 GRACE = 5.0
-"""Seconds that a rank which lost another waits for the launcher to end it, so that the other's failure is the one that
-is reported."""
+"""Seconds that a rank waits for the launcher to end it, so that what another one does or says comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def joined() -> Iterator[Ranks]:
     try:
         yield Joined(dist.get_rank(), dist.get_world_size(), local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except (TruingError, RuntimeError) as failure:
-        _end_quietly_after_another(failure, store)
+        _end_quietly_after_another(failure, store, dist.get_rank())
         raise
     dist.destroy_process_group()
 
@@ -127,15 +126,20 @@ def restarted(ranks: Ranks) -> bool:
     return any(ranks.everyone(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
 
 
-def _end_quietly_after_another(failure: Exception, store: Store) -> None:
-    """Leave with the failure's code, and without its message, unless this rank is the first to fail."""
+def _end_quietly_after_another(failure: Exception, store: Store, rank: int) -> None:
+    """Leave with the failure's code, and without its message, unless this rank is the first to fail.
+
+    Raises MachineError where another rank is gone, and the launcher does not end this one for it.
+    """
     if not isinstance(failure, TruingError) and _is_loss(failure):
         time.sleep(GRACE)
-        sys.exit(MachineError.exit_code)
+        raise MachineError(f"process {rank} has lost the others: {str(failure).splitlines()[0]}") from failure
     try:
         earlier = store.add(FAILED, 1) > 1
     except RuntimeError:  # the first rank keeps the store, and is gone
         earlier = True
+    if isinstance(failure, GuardError) and rank > 0:
+        time.sleep(GRACE)  # the first rank writes the report of what a guard has stopped
     if earlier:
         sys.exit(failure.exit_code if isinstance(failure, TruingError) else 1)
 
