@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv tour test test-faults check format docs bench clean
+.PHONY: venv tour test test-faults test-ranks check format docs bench clean
 
 venv: $(READY)
 
@@ -22,6 +22,10 @@ test: venv
 # Every kill and every failing file operation, for every method; `make test` has a few of each.
 test-faults: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "faults or not faults" tests/faults
+
+# Every method on 2, 3 and 4 processes, and two machines made of network namespaces; `make test` has a few of each.
+test-ranks: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "ranks or not ranks" tests/ranks
 
 check: venv
 	$(BIN)/ruff check .

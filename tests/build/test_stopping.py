@@ -51,7 +51,7 @@ def test_a_second_signal_ends_it_now() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_when_asked() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked is not None
+        assert stop.signal is not None
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before

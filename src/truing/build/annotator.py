@@ -32,9 +32,10 @@ def annotator(
         return lambda batch: batch
     settings, apart = ready.stage.reference, ready.objective.only_ahead
     repeated = ready.plan.rows_seen() > len(ready.dataset.train)
+    ranks = ready.built.company.ranks
     ahead = settings.precompute_ref_log_probs
-    if ahead is None:
-        ahead = not ready.lora
+    if ahead is None:  # a row may come by another rank next time
+        ahead = not ready.lora or (ranks.several and repeated)
     if not ahead and not ready.lora:
         raise RecipeError(
             "reference.precompute_ref_log_probs: false needs the reference beside the policy, which full weights would "
@@ -43,12 +44,12 @@ def annotator(
     if ready.objective.reference_every is not None:
         # Nothing to keep: the next pass has another reference.
         return ReferenceLogprobs(ready.built.reference, None, apart)
-    if not ahead and not repeated and settings.cache is None:
+    if not ahead and (ranks.several or (not repeated and settings.cache is None)):
         return ReferenceLogprobs(ready.built.reference, None, apart)
     folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
     built = ready.built
     key = f"{built.start_digest} {built.dtype} {built.calibration.matmul_precision}"
-    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key), apart)
+    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key, ranks), apart)
     if not ahead:
         return reference  # each row's when it first comes by
     count = min(ready.plan.rows_seen(), len(ready.dataset.train)) + sum(len(b.digests) for b in held_out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from truing.models.lora.peft_format import load_adapter
 from truing.models.lora.settings import AdapterSettings
 from truing.models.roles import ActorCritic, AdapterOverBase, FullModel, Role, Trained
 from truing.recipe.schema import Stage
-from truing.rl.rewards import ModelReward
+from truing.rl.rewards import ModelReward, Reward
 from truing.training.progress import Reporter
 from truing.training.rollouts import Weighed
+from truing.training.shared_rollouts import SharedReward
 
 VALUE = "value"
 
@@ -51,16 +52,20 @@ def build_cast(stage: Stage, built: BuiltPolicy, *, criticised: bool, reporter: 
     """Load whoever is not there yet."""
     rewards, adapted = _rewards(stage, built)
     value = _value(stage, built, adapted, reporter) if criticised else None
+    policy, reference = _policy(stage, built), _reference(stage, built)
 
     def groups(lr: float) -> list[ParameterGroup]:
         found = built.parameter_groups(lr)
         if value is not None:
-            found.append(ParameterGroup(value.parameters, stage.rollout.value_lr or lr))
+            found.append(ParameterGroup(value.parameters(), stage.rollout.value_lr or lr))
         return found
 
+    roles = [policy, reference, *((value.role,) if value is not None else ()), *_scorers(rewards)]
+    for role in roles:
+        built.company.share(role.model, role.adapters if isinstance(role, AdapterOverBase) else None, built.dtype)
     return Cast(
-        _policy(stage, built),
-        _reference(stage, built),
+        policy,
+        reference,
         None if value is None else value.role,
         rewards,
         groups,
@@ -93,7 +98,8 @@ def _reference(stage: Stage, built: BuiltPolicy) -> Role:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Critic:
     role: Role
-    parameters: dict[str, Parameter]
+    parameters: Callable[[], dict[str, Parameter]]
+    """Those that it has when asked: cutting a model over ranks makes new ones."""
 
 
 def _value(stage: Stage, built: BuiltPolicy, reward: Path | None, reporter: Reporter) -> _Critic:
@@ -128,11 +134,11 @@ def _value(stage: Stage, built: BuiltPolicy, reward: Path | None, reporter: Repo
     if stage.precision.gradient_checkpointing and model is not built.model:
         model.enable_checkpointing(adapters.checkpoint_contexts)
     role = AdapterOverBase(model, adapters, VALUE, _drops(adapters.settings(VALUE)))
-    return _Critic(role, {f"{VALUE}.{name}": p for name, p in adapters.parameters(VALUE).items()})
+    return _Critic(role, lambda: {f"{VALUE}.{name}": p for name, p in adapters.parameters(VALUE).items()})
 
 
 def _full_critic(stage: Stage, built: BuiltPolicy) -> _Critic:
-    loaded = load_model(built.start.model, dtype=built.dtype, device=built.device, scores=True)
+    loaded = load_model(built.start.model, dtype=built.dtype, device=built.company.loads_on, scores=True)
     if built.start.adapter is not None:
         merge_start(loaded, built.start.adapter)
     _zero(loaded.module.get_submodule(SCORE))
@@ -140,7 +146,7 @@ def _full_critic(stage: Stage, built: BuiltPolicy) -> _Critic:
     model = LanguageModel(loaded.module, sharing=built.model.sharing)
     if stage.precision.gradient_checkpointing:
         model.enable_checkpointing()
-    return _Critic(FullModel(model), {f"{VALUE}.{name}": p for name, p in loaded.module.named_parameters()})
+    return _Critic(FullModel(model), lambda: {f"{VALUE}.{name}": p for name, p in loaded.module.named_parameters()})
 
 
 def _drops(settings: AdapterSettings) -> bool:
@@ -155,7 +161,7 @@ def _zero(head: nn.Module) -> None:
 
 def _another(built: BuiltPolicy, *, merged: bool) -> tuple[nn.Module, LanguageModel]:
     """The stage's model once more, with the start's adapter merged into it where the policy has it so."""
-    loaded = load_model(built.start.model, dtype=built.dtype, device=built.device)
+    loaded = load_model(built.start.model, dtype=built.dtype, device=built.company.loads_on)
     if merged and built.start.adapter is not None:
         merge_start(loaded, built.start.adapter)
     return loaded.module, LanguageModel(loaded.module, sharing=built.model.sharing)
@@ -164,16 +170,26 @@ def _another(built: BuiltPolicy, *, merged: bool) -> tuple[nn.Module, LanguageMo
 def _rewards(stage: Stage, built: BuiltPolicy) -> tuple[tuple[Weighed, ...], Path | None]:
     """All rewards of the recipe, and the folder of the first that is an adapter over the policy's own base."""
     judged = judged_by(stage, built)
+    ranks = built.company.ranks
     found: list[Weighed] = []
     adapted: list[Path] = []
     for settings in stage.rollout.rewards:
-        reward = build_reward(settings, judged, stage.rollout.reward_timeout)
+        reward: Reward = build_reward(settings, judged, stage.rollout.reward_timeout)
+        if ranks.several and isinstance(reward, ModelReward):
+            reward = SharedReward(reward, ranks)
         named_apart(reward, [weighed.reward for weighed in found])
-        normalize = settings.normalize if settings.normalize is not None else isinstance(reward, ModelReward)
+        of_model = isinstance(reward, ModelReward | SharedReward)
+        normalize = settings.normalize if settings.normalize is not None else of_model
         found.append(Weighed(reward, settings.weight, normalize))
-        if isinstance(reward, ModelReward):
+        if of_model:
             adapted += [result_folder(Path(use)) for use in settings.uses if judged.is_over(Path(use))]
     return tuple(found), adapted[0] if adapted else None
+
+
+def _scorers(rewards: Sequence[Weighed]) -> list[Role]:
+    """The models among the rewards."""
+    found = [w.reward.reward if isinstance(w.reward, SharedReward) else w.reward for w in rewards]
+    return [role for reward in found if isinstance(reward, ModelReward) for role in reward.roles]
 
 
 def judged_by(stage: Stage, built: BuiltPolicy) -> Judged:
@@ -186,4 +202,5 @@ def judged_by(stage: Stage, built: BuiltPolicy) -> Judged:
         None if shared is None else Seat(built.model, shared),
         built.dtype,
         stage.batch.micro_tokens or MICRO_TOKENS,
+        built.company.ranks,
     )

@@ -27,31 +27,35 @@ from truing.rl.settings import RolloutSettings
 from truing.training.disk import on_disk
 from truing.training.manifest import damage
 from truing.training.progress import Reporter
-from truing.training.run_directory import RunDirectory, fresh_staging, publish
+from truing.training.ranks import ALONE, Ranks
+from truing.training.run_directory import OnlookersRun, RunDirectory, fresh_staging, publish
 from truing.training.trackers.registry import check_installed
 
 
-def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = None) -> Path:
+def run(recipe: Recipe, output: Path, reporter: Reporter, probe: Probe | None = None, ranks: Ranks = ALONE) -> Path:
     """Run every stage into `output`; return the folder of the last result.
 
     The first stage is assembled, and every later stage's data and objective are checked, before anything is written.
     A probe is called with the policy whenever a stage is evaluated; what it returns goes into the row of metrics.jsonl.
     """
-    check_stages(recipe)
-    first = assemble(recipe.stages[0], _first_start(recipe), None, reporter)
-    directory = RunDirectory.create(output)
+    if ranks.first:
+        check_stages(recipe)
+    ranks.barrier()
+    first = assemble(recipe.stages[0], _first_start(recipe), None, reporter, ranks)
+    directory = RunDirectory.create(output) if ranks.first else OnlookersRun(output)
     try:
-        return _run_stages(recipe, directory, first, reporter, probe)
+        return _run_stages(recipe, directory, first, reporter, probe, ranks)
     finally:
         directory.close()
 
 
-def resume(output: Path, reporter: Reporter) -> Path:
+def resume(output: Path, reporter: Reporter, ranks: Ranks = ALONE) -> Path:
     """Continue an interrupted run: finished stages are kept, the one in progress goes on from its last checkpoint.
 
     One that is finished stays as it is: who resumes after every interruption cannot know that the last came too late.
+    The number of ranks may be another one than before.
     """
-    directory = RunDirectory.open(output)
+    directory = (RunDirectory if ranks.first else OnlookersRun).open(output)
     directory.lock()
     try:
         recipe = load_recipe(output / "recipe.yaml")
@@ -59,7 +63,7 @@ def resume(output: Path, reporter: Reporter) -> Path:
             reporter.say(f"{output} is finished: its result is in {output / 'final'}")
             return output / "final"
         check_installed(tracker for stage in recipe.stages for tracker in stage.trackers)
-        return _run_stages(recipe, directory, None, reporter)
+        return _run_stages(recipe, directory, None, reporter, None, ranks)
     finally:
         directory.close()
 
@@ -76,28 +80,37 @@ def preview(recipe: Recipe, reporter: Reporter) -> None:
 
 
 def _run_stages(
-    recipe: Recipe, directory: RunDirectory, first: Assembled | None, reporter: Reporter, probe: Probe | None = None
+    recipe: Recipe,
+    directory: RunDirectory,
+    first: Assembled | None,
+    reporter: Reporter,
+    probe: Probe | None,
+    ranks: Ranks,
 ) -> Path:
     several = len(recipe.stages) > 1
     if not (directory.path / "recipe.yaml").is_file():
         directory.write_text("recipe.yaml", dump(_explicit(recipe, directory.path)))
+    ranks.barrier()
     for place in places(recipe, directory.path):
         if (place.folder / "final").is_dir():
             first = None
             continue
-        ready = first or assemble(place.stage, place.start, calibration_of(place.folder), reporter)
+        ready = first or assemble(place.stage, place.start, calibration_of(place.folder), reporter, ranks)
         first = None
         introduce(ready, reporter)
         show_first(ready, reporter)
-        stage_run = _open_stage(place.folder) if several else directory
+        stage_run = directory
+        if several:
+            stage_run = _open_stage(place.folder) if ranks.first else OnlookersRun(place.folder)
         try:
             run_stage(recipe, ready, stage_run, reporter, probe)
         finally:
             if several:
                 stage_run.close()
     final = directory.path / "final"
-    if several:
+    if several and ranks.first:
         _copy_final(place.folder / "final", final)
+    ranks.barrier()
     return final
 
 

@@ -39,9 +39,13 @@ def with_density_ratios(annotate: Annotate, ready: Assembled, run: RunDirectory,
     """
     if DENSITY_RATIO not in ready.objective.needs:
         return annotate
-    store = LogprobStore(run.path / "density", _key(ready))
+    company = ready.built.company
+    store = LogprobStore(run.path / "density", _key(ready), company.ranks)
     if not len(store):  # the file is whole or absent
-        _fill(store, ready, reporter)
+        with company.whole():
+            if company.ranks.first:
+                _fill(store, ready, reporter)
+        store.exchange()
     ratios = DensityRatios(store)
     return lambda batch: ratios(annotate(batch))
 

@@ -19,11 +19,13 @@ from truing.recipe.schema import Stage
 PACKAGES = ("truing", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
-def choose_device(asked: str) -> torch.device:
-    """Return the device a recipe asks for; `auto` takes CUDA where there is a GPU."""
+def choose_device(asked: str, number: int | None = None) -> torch.device:
+    """Return the device a recipe asks for; `auto` takes CUDA where there is a GPU, of several the one with a number."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise MachineError("device: cuda was asked for, but torch sees no CUDA GPU; use device: auto or cpu")
-    return torch.device("cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu")
+    if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda") if number is None else torch.device("cuda", number)
+    return torch.device("cpu")
 
 
 def choose_dtype(stage: Stage, model: str, device: torch.device, calibration: Calibration) -> torch.dtype:

@@ -100,7 +100,7 @@ class Forgetting:
         self._text, self._built, self._run, self._reporter = text, built, run, reporter
         self._batches: tuple[Batch, ...] = fixed_batches(
             text.trees, [tree.size for tree in text.trees], micro_tokens, built.model.collate, built.device
-        )
+        ).batches
         self._tokens = sum(batch.num_targets for batch in self._batches)
         self._places = evenly(self._tokens, max(1, KEPT_BYTES // (4 * built.model.vocab_size)))
         self._before = self._kept_loss()

@@ -25,6 +25,7 @@ from truing.recipe.schema import Stage
 from truing.rl.rewards import Keys, Reward
 from truing.rl.settings import RewardSettings
 from truing.training.settings import EvaluationSettings
+from truing.training.shared_rollouts import FirstRanksReward
 
 KEYS = Keys("evaluation.judge", "evaluation.judge_timeout", stages=True)
 
@@ -128,6 +129,8 @@ class HeldOutJudge:
         with torch.random.fork_rng():
             judged = judged_by(stage, built)
             reward = build_reward(RewardSettings(use=settings.judge), judged, settings.judge_timeout, KEYS)
+        if isinstance(reward, FirstRanksReward) and reward.reward is not None:
+            reward = reward.reward  # the first rank judges by itself
         return cls(built, asked, reward, settings, stage.seed)
 
     def __call__(self) -> dict[str, float]:

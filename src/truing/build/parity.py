@@ -6,6 +6,7 @@ them through transformers' own attention, as a server does, and predicts each of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -22,7 +23,9 @@ from truing.data.templates import Template
 from truing.models.decoding import Choice
 from truing.models.language_model import LanguageModel, evaluating
 from truing.models.loading import end_tokens, load_model, load_tokenizer
+from truing.models.lora.adapters import Adapters
 from truing.models.lora.merge import TOLERANCES
+from truing.models.lora.peft_config import CONFIG_FILE
 from truing.models.lora.peft_format import load_adapter
 from truing.models.sampling import sample
 
@@ -89,6 +92,8 @@ def measure(built: BuiltPolicy, template: Template, trees: Sequence[Tree], folde
     with _as(built, POLICY), torch.no_grad(), evaluating(built.model.module):
         trained = _trained(built.model, asked)
     forms = _adapter_forms if built.adapters is not None else _whole_forms
+    if built.adapters is not None and built.company.cuts:
+        forms = _adapter_forms_apart
     differences = []
     figures: tuple[float, ...] = ()
     for form, served in forms(built, folder):
@@ -180,6 +185,22 @@ def _adapter_forms(built: BuiltPolicy, folder: Path) -> Iterator[tuple[str, Lang
     if built.dtype != torch.bfloat16:
         built.model.module.to(torch.bfloat16)
         yield "bfloat16", built.model
+
+
+def _adapter_forms_apart(built: BuiltPolicy, folder: Path) -> Iterator[tuple[str, LanguageModel]]:
+    """The same over a base that is read again, where that in memory is cut over ranks and has to stay as it is."""
+    base = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    loaded = load_model(base, dtype=built.dtype, device=built.device, scores=built.model.scores)
+    model = LanguageModel(loaded.module, sharing=built.model.sharing)
+    adapters = Adapters(loaded.module)
+    load_adapter(adapters, SAVED, folder)
+    adapters.switch(SAVED)
+    yield SAVED, model
+    adapters.merge(SAVED)
+    yield "merged", model
+    if built.dtype != torch.bfloat16:
+        loaded.module.to(torch.bfloat16)
+        yield "bfloat16", model
 
 
 def _whole_forms(built: BuiltPolicy, folder: Path) -> Iterator[tuple[str, LanguageModel]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from truing.build.company import Company, choose_shard
 from truing.build.environment import choose_device, choose_dtype, widths_of
 from truing.core.errors import AdapterError, NothingToTrain
 from truing.core.parameters import ParameterGroup
@@ -21,6 +22,7 @@ from truing.models.selfcheck import SelfCheck, self_check
 from truing.recipe.schema import Stage
 from truing.training.manifest import file_digest
 from truing.training.progress import Reporter
+from truing.training.ranks import ALONE, Ranks
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -55,6 +57,7 @@ class BuiltPolicy:
     dtype: torch.dtype
     merged_start: bool
     """Whether the adapter that the stage started from was merged into the base in memory."""
+    company: Company
 
     @property
     def start_digest(self) -> str:
@@ -78,6 +81,7 @@ def build_policy(
     *,
     scores: bool = False,
     moving: bool = False,
+    ranks: Ranks = ALONE,
 ) -> BuiltPolicy:
     """Load the stage's model on its device, in its precision, with its adapter in place.
 
@@ -85,13 +89,16 @@ def build_policy(
     adapter even where the stage begins from the base, so that it can follow the policy.
     `calibration` is that of the interrupted run when one is resumed, so that numbers come out the same.
     """
-    device = choose_device(stage.device)
-    calibration = calibration or calibrate(device, widths_of(start.model))
+    device = choose_device(stage.device, ranks.local if ranks.several else None)
+    calibration = calibration or _calibrated(device, start, ranks)
     if stage.precision.matmul != "auto":
         calibration = fixed(calibration, stage.precision.matmul)
     apply(calibration)
     dtype = choose_dtype(stage, start.model, device, calibration)
-    loaded = load_model(start.model, dtype=dtype, device=device, scores=scores)
+    home = torch.device("cpu") if ranks.several else device
+    loaded = load_model(start.model, dtype=dtype, device=home, scores=scores)
+    company = Company(device, ranks, choose_shard(stage, ranks, device, loaded.module))
+    loaded.module.to(company.loads_on)
     check = self_check(loaded.module)
     if check.sharing != "tree" or check.slowed:
         reporter.warn(check.sentence)
@@ -102,7 +109,7 @@ def build_policy(
         model.enable_checkpointing(adapters.checkpoint_contexts if adapters is not None else None)
     if adapters is None:
         role: Role = FullModel(model)
-        return BuiltPolicy(start, loaded, model, None, role, role, check, calibration, device, dtype, merged)
+        return BuiltPolicy(start, loaded, model, None, role, role, check, calibration, device, dtype, merged, company)
     if moving and REFERENCE not in adapters.names:
         adapters.copy(POLICY, REFERENCE)
     frozen = REFERENCE if REFERENCE in adapters.names else None
@@ -118,7 +125,13 @@ def build_policy(
         device,
         dtype,
         merged,
+        company,
     )
+
+
+def _calibrated(device: torch.device, start: Start, ranks: Ranks) -> Calibration:
+    """What suits this machine, timed by one rank for all."""
+    return Calibration(**ranks.from_first(asdict(calibrate(device, widths_of(start.model))) if ranks.first else None))
 
 
 def _adapters(

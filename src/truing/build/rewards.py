@@ -33,6 +33,8 @@ from truing.models.lora.peft_format import load_adapter
 from truing.models.roles import AdapterOverBase, FullModel, Role
 from truing.rl.rewards import IN_RECIPE, Answers, FunctionReward, Keys, ModelReward, Reward, Turns
 from truing.rl.settings import RewardSettings
+from truing.training.ranks import ALONE, Ranks
+from truing.training.shared_rollouts import FirstRanksReward
 
 PROBES = ("Yes.", "No, not at all.")
 """Completions that a Python reward is tried on before anything is computed."""
@@ -63,6 +65,8 @@ class Judged:
     dtype: torch.dtype | None = None
     """Of reward models that are loaded by themselves; None keeps their own."""
     micro_tokens: int = MICRO_TOKENS
+    ranks: Ranks = ALONE
+    """Who else judges; Python functions run beside the first alone."""
 
     def is_over(self, path: Path) -> bool:
         """Whether a reward model is an adapter over the policy's base."""
@@ -80,7 +84,10 @@ def is_function(use: str) -> bool:
 def build_reward(settings: RewardSettings, judged: Judged, timeout: float, keys: Keys = IN_RECIPE) -> Reward:
     """Start a function's process, or load reward models."""
     if is_function(settings.uses[0]):
-        return FunctionReward(settings.uses[0], timeout, keys)
+        if not judged.ranks.several:
+            return FunctionReward(settings.uses[0], timeout, keys)
+        own = FunctionReward(settings.uses[0], timeout, keys) if judged.ranks.first else None
+        return FirstRanksReward(settings.uses[0].rpartition(":")[2], own, judged.ranks)
     capacity = judged.micro_tokens
     roles = tuple(_role(Path(use), judged) for use in settings.uses)
 

@@ -24,6 +24,7 @@ from truing.rl.settings import RewardSettings
 from truing.training.progress import Reporter
 from truing.training.rollouts import Asking, Crew, RolloutPlan, RolloutSource
 from truing.training.run_directory import RunDirectory
+from truing.training.shared_rollouts import SharedEngine
 
 if TYPE_CHECKING:
     from truing.build.stage import Assembled
@@ -109,6 +110,7 @@ def rollout_parts(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Ro
         with torch.no_grad():
             return cast.policy.outputs(batch).logprobs
 
+    company = built.company
     crew = Crew(
         engine=_engine(ready, cast, run),
         temperature=stage.rollout.temperature,
@@ -118,6 +120,8 @@ def rollout_parts(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Ro
         collate=model.collate,
         size=lambda tree: tree.size if shared else tree.unshared_size,
         decode=lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)),
+        dealer=company.dealer,
+        whole=company.whole,
     )
     dataset = ready.dataset
     source = RolloutSource(
@@ -137,7 +141,9 @@ def _engine(ready: Assembled, cast: Cast, run: RunDirectory) -> Engine:
     built, server = ready.built, ready.stage.rollout.server
     if server is not None:
         return following(server, ready, cast, run.path)
-    return RoleEngine(cast.policy, built.loaded.end_tokens, exact=built.dtype == torch.float32)
+    engine = RoleEngine(cast.policy, built.loaded.end_tokens, exact=built.dtype == torch.float32)
+    ranks = built.company.ranks
+    return SharedEngine(engine, ranks) if ranks.several else engine
 
 
 def _askings(trees: Sequence[Tree], prompts: Mapping[Any, Prompt]) -> tuple[Asking, ...]:

@@ -31,8 +31,15 @@ FOLDER = "served"
 
 
 def check_server(stage: Stage, built: BuiltPolicy) -> None:
-    """Refuse an adapter that a vLLM server cannot sample with, or would sample with otherwise than it was trained."""
-    if stage.rollout.server is None or built.adapters is None:
+    """Refuse what a vLLM server cannot sample with, or would sample with otherwise than it was trained."""
+    if stage.rollout.server is None:
+        return
+    if built.company.ranks.several:
+        raise RecipeError(
+            "rollout.server: one process alone gives a server its weights, and this run has several; start it without "
+            "--nproc or torchrun, or leave the server out: the processes then write the completions themselves"
+        )
+    if built.adapters is None:
         return
     settings = built.adapters.settings(POLICY)
     if built.merged_start:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from truing.build.annotator import annotator
 from truing.build.card_facts import gather
-from truing.build.density import with_density_ratios
+from truing.build.company import Company
 from truing.build.facts import check_unchanged, write_facts
 from truing.build.following import begin_trackers
 from truing.build.forgetting import Forgetting, GeneralText, encode_text
@@ -24,24 +23,21 @@ from truing.build.preconditions import complaints_before
 from truing.build.result import write_final
 from truing.build.rollout_stage import (
     check_room,
-    evaluator,
     rollout_objective,
-    rollout_parts,
     rollout_plan,
     total_steps,
 )
 from truing.build.samples import Sampler
 from truing.build.server import check_server
+from truing.build.steps import Moved, by_rollouts, by_rows, sizes_of
 from truing.build.watch import check_guards, guards_of
 from truing.core.errors import DataError, OutOfMemory, RecipeError
-from truing.core.parameters import ParameterGroup
 from truing.core.text import harmless
 from truing.core.trees import Tree
 from truing.data.dataset import Dataset, load
 from truing.data.packing import StepPlan
 from truing.models.calibration import Calibration
 from truing.models.language_model import LanguageModel
-from truing.models.roles import Role, Trained
 from truing.objectives.base import Objective
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
@@ -49,15 +45,13 @@ from truing.planner.plan import Plan as Forecast
 from truing.planner.plan import Repack
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
-from truing.training.evaluation import evaluate
 from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
-from truing.training.reference import ReferenceLogprobs
+from truing.training.ranks import ALONE, Ranks
 from truing.training.run_directory import RunDirectory
 from truing.training.settings import BatchSettings, OptimSettings
-from truing.training.source import Source, TreeSource, fixed_batches
 from truing.training.trackers.followed import Trackers
 from truing.training.trainer import Plan, Trainer
 
@@ -100,7 +94,9 @@ class Assembled:
         return self.built.adapters is not None
 
 
-def assemble(stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter) -> Assembled:
+def assemble(
+    stage: Stage, start: Start, calibration: Calibration | None, reporter: Reporter, ranks: Ranks = ALONE
+) -> Assembled:
     """Check and load everything that a stage needs."""
     objective = create(stage.objective)
     if isinstance(objective, RolloutObjective):
@@ -112,7 +108,8 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
             f"objective {objective.name} moves its reference, which takes an adapter: adapter: {{use: lora}}"
         )
     with naming(f"while {start.model} was loaded"):
-        built = build_policy(stage, start, calibration, reporter, scores=objective.reads == "scores", moving=moving)
+        scores = objective.reads == "scores"
+        built = build_policy(stage, start, calibration, reporter, scores=scores, moving=moving, ranks=ranks)
     stage = stage.model_copy(update={"batch": _batch(stage.batch, built.device)})
     if built.model.max_positions is not None and stage.data.max_length > built.model.max_positions:
         raise DataError(
@@ -134,6 +131,7 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     if objective.examples == "judgement":
         labels = [tree.completions[0].label for tree in dataset.train]
         objective = objective.for_labels(labels.count(True), labels.count(False))
+    _refuse_long(stage, built)
     plan = _plan(stage, built, dataset.train, optim)
     steps = plan.count()
     if isinstance(objective, RolloutObjective):
@@ -148,6 +146,17 @@ def assemble(stage: Stage, start: Start, calibration: Calibration | None, report
     return replace(ready, forecast=forecast(ready))
 
 
+def _refuse_long(stage: Stage, built: BuiltPolicy) -> None:
+    """Weights that are cut over ranks allow one pass a micro-batch, for which some rows may be too long."""
+    exact = built.model.exact_length
+    if built.company.cuts and exact is not None and stage.data.max_length > exact:
+        raise RecipeError(
+            f"data.max_length is {stage.data.max_length}, and {built.start.model} computes rows of more than {exact} "
+            "tokens one by one, which weights that are cut over processes do not allow; lower it, or set "
+            "parallel.shard: 1"
+        )
+
+
 def run_stage(
     recipe: Recipe, ready: Assembled, run: RunDirectory, reporter: Reporter, probe: Probe | None = None
 ) -> Start:
@@ -155,7 +164,7 @@ def run_stage(
     with trainer_of(ready, run, reporter, probe) as trainer, trainer.trackers:
         _fit(recipe, ready, trainer, run, reporter)
         trainer.optimizer.zero_grad()  # room for the result, which is read back
-        card = model_card(gather(ready, run))
+        card = model_card(gather(ready, run)) if ready.built.company.ranks.first else ""
         prompts = ready.dataset.held_out or ready.dataset.train
         return write_final(ready.built, ready.dataset.template, prompts, run.path, card, reporter)
 
@@ -173,12 +182,14 @@ def trainer_of(ready: Assembled, run: RunDirectory, reporter: Reporter, probe: P
 
 
 def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
-    saved, complaints = checkpoint.load_latest(trainer.checkpoints)
+    ranks = ready.built.company.ranks
+    saved, complaints = checkpoint.load_latest(trainer.checkpoints, ranks)
     for complaint in complaints:
         reporter.warn(complaint)
     untrained = saved is None and ready.stage.name == recipe.stages[0].name
-    begin_trackers(ready, trainer, 0 if saved is None else saved.step, untrained)
-    checkpoint.discard_after(trainer.checkpoints, 0 if saved is None else saved.step)
+    if ranks.first:
+        begin_trackers(ready, trainer, 0 if saved is None else saved.step, untrained)
+        checkpoint.discard_after(trainer.checkpoints, 0 if saved is None else saved.step)
     if saved is not None:
         check_unchanged(ready, run)
         reporter.say(f"resuming {run.path} after step {saved.step} of {ready.total_steps}")
@@ -201,6 +212,8 @@ def introduce(ready: Assembled, reporter: Reporter) -> None:
     for line in report.lines():
         reporter.say(f"  {harmless(line)}")
     tell(ready.forecast, ready.repack, reporter)
+    if built.company.ranks.several:
+        reporter.say(f"  {built.company.sentence}")
     if isinstance(ready.objective, RolloutObjective):
         _introduce_rollouts(ready, ready.objective, reporter)
         return
@@ -250,7 +263,7 @@ def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimS
     batch = stage.batch
     assert batch.micro_tokens is not None  # filled in by `_batch`
     return StepPlan(
-        sizes=_sizes(built, trees),
+        sizes=sizes_of(built, trees),
         examples=batch.examples,
         tokens=batch.tokens,
         micro_tokens=batch.micro_tokens if stage.data.packing else 1,
@@ -261,117 +274,80 @@ def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimS
     )
 
 
-def _sizes(built: BuiltPolicy, trees: Sequence[Tree]) -> tuple[int, ...]:
-    shared = built.model.sharing == "tree"
-    return tuple(tree.size if shared else tree.unshared_size for tree in trees)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Moved:
-    """What differs between a stage of fixed rows and one of rollouts."""
-
-    trained: Trained
-    policy: Role
-    source: Source
-    groups: list[ParameterGroup]
-    evaluate: Callable[[Mapping[str, float]], Mapping[str, float]] | None
-    before_checkpoint: Callable[[], None] | None = None
-
-
 def _trainer(
     ready: Assembled, run: RunDirectory, reporter: Reporter, judge: HeldOutJudge | None, probe: Probe | None
 ) -> Trainer:
-    stage, built = ready.stage, ready.built
+    stage, built, company = ready.stage, ready.built, ready.built.company
     of_rollouts = isinstance(ready.objective, RolloutObjective)
-    moved = _by_rollouts(ready, run, reporter) if of_rollouts else _by_rows(ready, run, reporter)
+    moved = by_rollouts(ready, run, reporter) if of_rollouts else by_rows(ready, run, reporter)
+    sampler = None if built.model.scores else Sampler.of(built, ready.dataset, stage)
     return Trainer(
         policy=moved.trained,
         objective=ready.objective,
         source=moved.source,
-        optimizer=Optimizer(moved.groups, ready.optim),
+        optimizer=Optimizer(moved.groups, ready.optim, cut=company.cuts),
         plan=Plan(
             optim=ready.optim,
             checkpoint=stage.checkpoint,
             evaluate_every=stage.evaluation.every or max(1, ready.total_steps // 5),
             sample_every=stage.samples.every,
             vocab_size=built.model.vocab_size,
+            seed=stage.seed,
         ),
         run=run,
         reporter=reporter,
         trackers=Trackers(run, reporter),
         guards=guards_of(ready),
-        evaluate=_measures(moved, judge, probe),
-        at_start=judge,
+        evaluate=_measures(moved, judge, probe, company),
+        at_start=None if judge is None else company.by_first(judge),
         moving=_moving(ready),
         peak_memory=partial(torch.cuda.max_memory_allocated, built.device)
         if built.device.type == "cuda"
         else peak_memory_bytes,
-        at_end=None
-        if ready.general is None
-        else Forgetting(ready.general, built, ready.plan.micro_tokens, run, reporter),
+        at_end=_forgetting(ready, run, reporter),
         before_checkpoint=moved.before_checkpoint,
-        sample=None if built.model.scores else Sampler.of(built, ready.dataset, stage),
+        sample=None if sampler is None else company.by_first(sampler),
+        ranks=company.ranks,
     )
 
 
+def _forgetting(ready: Assembled, run: RunDirectory, reporter: Reporter) -> Callable[[], Mapping[str, float]] | None:
+    """What looks at general text; it takes its first look now."""
+    general, company = ready.general, ready.built.company
+    if general is None:
+        return None
+    with company.whole():
+        if not company.ranks.first:
+            return company.by_first(dict)
+        return company.by_first(Forgetting(general, ready.built, ready.plan.micro_tokens, run, reporter))
+
+
 def _measures(
-    moved: _Moved, judge: HeldOutJudge | None, probe: Probe | None
+    moved: Moved, judge: HeldOutJudge | None, probe: Probe | None, company: Company
 ) -> Callable[[Mapping[str, float]], Mapping[str, float]] | None:
     """Evaluate as the recipe says, have the answers judged, and probe the policy; None where nothing is measured."""
     if moved.evaluate is None and judge is None and probe is None:
         return None
 
-    def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
-        found = dict(moved.evaluate(memory)) if moved.evaluate is not None else {}
-        if judge is not None:
-            found |= judge()
+    def looked() -> dict[str, float]:
+        found = dict(judge()) if judge is not None else {}
         if probe is not None:
             with moved.policy.active():
                 found |= probe(moved.policy.model)
         return found
 
-    return measured
-
-
-def _by_rollouts(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
-    parts = rollout_parts(ready, run, reporter)
-    groups = parts.cast.groups(ready.optim.lr or 0.0)
-    return _Moved(parts.cast.trained, parts.cast.policy, parts.source, groups, evaluator(parts.source))
-
-
-def _by_rows(ready: Assembled, run: RunDirectory, reporter: Reporter) -> _Moved:
-    stage, built = ready.stage, ready.built
-    held_out = fixed_batches(
-        ready.dataset.held_out[: stage.evaluation.limit],
-        _sizes(built, ready.dataset.held_out[: stage.evaluation.limit]),
-        ready.plan.micro_tokens,
-        built.model.collate,
-        built.device,
-    )
-    bare = TreeSource(
-        ready.dataset.train, ready.plan, built.model.lay_out, lambda batch: batch, built.device, ready.total_steps
-    )
-    reference = annotator(ready, run, bare, held_out, reporter)
-    annotate = with_density_ratios(reference, ready, run, reporter)
-
     def measured(memory: Mapping[str, float]) -> Mapping[str, float]:
-        return evaluate(built.policy, ready.objective, held_out, annotate, memory)
+        found = dict(moved.evaluate(memory)) if moved.evaluate is not None else {}
+        return found if judge is None and probe is None else found | company.by_first(looked)()
 
-    return _Moved(
-        built.policy,
-        built.policy,
-        TreeSource(ready.dataset.train, ready.plan, built.model.lay_out, annotate, built.device, ready.total_steps),
-        built.parameter_groups(ready.optim.lr or 0.0),
-        measured if held_out else None,
-        reference.save if isinstance(reference, ReferenceLogprobs) else None,
-    )
+    return measured
 
 
 def _moving(ready: Assembled) -> MovingReference | None:
     every, adapters = ready.objective.reference_every, ready.built.adapters
     if every is None or adapters is None:
         return None
-    return MovingReference(adapters, POLICY, REFERENCE, every)
+    return MovingReference(adapters, POLICY, REFERENCE, every, ready.built.company.cuts)
 
 
 def _counter(reporter: Reporter, what: str) -> Any:

@@ -15,12 +15,14 @@ from truing.cli.advise import advise
 from truing.cli.compare import compare
 from truing.cli.data import data
 from truing.cli.plan import plan
+from truing.cli.ranks import given, in_processes, nproc
 from truing.cli.verify import verify
 from truing.core.errors import GuardError, MachineError, Stopped, Terminated, TruingError
 from truing.core.text import harmless
 
 if TYPE_CHECKING:
     from truing.training.progress import Reporter
+    from truing.training.ranks import Ranks
 
 FOLDER = click.Path(path_type=Path)
 
@@ -70,54 +72,74 @@ def study(file: Path, output: Path | None, results: Path | None) -> None:
 )
 @click.option("--output", type=FOLDER, help="The run directory (the recipe's `output` otherwise).")
 @click.option("--dry-run", is_flag=True, help="Check recipe, data and model, show the first batch, and stop.")
-def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, dry_run: bool) -> None:
+@nproc
+def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, dry_run: bool, nproc: int) -> None:
     """Run every stage of RECIPE, a YAML file."""
     from truing.recipe.load import load_recipe
 
     resolved = load_recipe(recipe, overrides)
+    target = output or (Path(resolved.output) if resolved.output else None)
+    if target is None and not dry_run:
+        raise click.UsageError("give --output DIR, or `output:` in the recipe")
+    if nproc > 1 and not dry_run:
+        in_processes(nproc, ["train", str(recipe), *given("--set", overrides), *given("--output", [target])])
+        return
     from truing.build.chain import preview, run
-    from truing.training.progress import reporter
+    from truing.build.chain import resume as continue_run
+    from truing.training.process_group import joined, restarted
+    from truing.training.progress import reporter, reporter_of
 
-    if dry_run:
+    if dry_run or target is None:
         preview(resolved, reporter())
         return
-    target = output or (Path(resolved.output) if resolved.output else None)
-    if target is None:
-        raise click.UsageError("give --output DIR, or `output:` in the recipe")
-    _reported(target, reporter(), lambda: run(resolved, target, reporter()))
+    with joined() as ranks:
+        told = reporter_of(ranks)
+        if restarted(ranks) and ranks.from_first((target / "recipe.yaml").is_file()):
+            _reported(target, told, ranks, lambda: continue_run(target, told, ranks))
+            return
+        _reported(target, told, ranks, lambda: run(resolved, target, told, None, ranks))
 
 
 @cli.command()
 @click.argument("run", type=FOLDER)
-def resume(run: Path) -> None:
-    """Continue RUN from its last checkpoint, exactly as if it had not stopped."""
+@nproc
+def resume(run: Path, nproc: int) -> None:
+    """Continue RUN from its last checkpoint, exactly as if it had not stopped; on any number of processes."""
+    if nproc > 1:
+        in_processes(nproc, ["resume", str(run)])
+        return
     from truing.build.chain import resume as continue_run
-    from truing.training.progress import reporter
+    from truing.training.process_group import joined
+    from truing.training.progress import reporter_of
 
-    _reported(run, reporter(), lambda: continue_run(run, reporter()))
+    with joined() as ranks:
+        told = reporter_of(ranks)
+        _reported(run, told, ranks, lambda: continue_run(run, told, ranks))
 
 
-def _reported(run: Path, reporter: Reporter, work: Callable[[], object]) -> None:
+def _reported(run: Path, reporter: Reporter, ranks: Ranks, work: Callable[[], object]) -> None:
     """Do the work and write the report of its run, also where a guard stopped it; say how to go on where that helps."""
     try:
         work()
     except GuardError:
-        _write_report(run, reporter)
+        _write_report(run, reporter, ranks)
         raise
     except (KeyboardInterrupt, SystemExit) as now:
         kind = Stopped if isinstance(now, KeyboardInterrupt) else Terminated
         raise kind(f"stopped at once{_how_to_go_on(run)}") from None
     except (MachineError, Stopped) as ended:
         raise type(ended)(f"{ended}{_how_to_go_on(run)}") from ended
-    _write_report(run, reporter)
+    _write_report(run, reporter, ranks)
 
 
 def _how_to_go_on(run: Path) -> str:
     return f"\ncontinue with: truing resume {run}" if (run / "recipe.yaml").is_file() else ""
 
 
-def _write_report(run: Path, reporter: Reporter) -> None:
+def _write_report(run: Path, reporter: Reporter, ranks: Ranks) -> None:
     """Whatever is wrong with the page of a run must not look as if the run had failed."""
+    if not ranks.first:
+        return
     from truing.report.write import write_report
 
     try:

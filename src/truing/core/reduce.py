@@ -59,12 +59,30 @@ def metric(values: Tensor) -> Metric:
     return Metric(values.detach().sum(dtype=torch.float64), float(values.numel()))
 
 
-def average(shares: Iterable[Mapping[str, Metric]]) -> dict[str, float]:
-    """Means over a step from the metrics of its micro-batches; a metric with count 0 is left out."""
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+Tally = dict[str, tuple[float, float]]
+"""Sum and count of each metric."""
+
+
+def tally(shares: Iterable[Mapping[str, Metric]]) -> Tally:
+    """Add up the metrics of several micro-batches."""
+    found: Tally = {}
     for metrics in shares:
         for name, entry in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(entry.sum)
-            counts[name] = counts.get(name, 0.0) + entry.count
-    return {name: sums[name] / counts[name] for name in sums if counts[name] > 0}
+            before = found.get(name, (0.0, 0.0))
+            found[name] = (before[0] + float(entry.sum), before[1] + entry.count)
+    return found
+
+
+def means(tallies: Iterable[Tally]) -> dict[str, float]:
+    """Means over a step from the tallies of its parts; a metric with count 0 is left out."""
+    whole: Tally = {}
+    for part in tallies:
+        for name, (value, count) in part.items():
+            before = whole.get(name, (0.0, 0.0))
+            whole[name] = (before[0] + value, before[1] + count)
+    return {name: value / count for name, (value, count) in whole.items() if count > 0}
+
+
+def average(shares: Iterable[Mapping[str, Metric]]) -> dict[str, float]:
+    """Means over a step from the metrics of its micro-batches; a metric with count 0 is left out."""
+    return means([tally(shares)])

@@ -71,9 +71,11 @@ def write(
     seed: int,
     end_tokens: Collection[int],
     cache_tokens: int = CACHE_TOKENS,
+    only: Sequence[int] | None = None,
 ) -> list[list[Sampled]]:
     """Write `count` completions of each prompt, until an end token (which is kept) or `max_new_tokens`.
 
+    `only`, where it is given, are the numbers of the prompts that are meant.
     A row's tokens depend on the seed, its prompt and its number alone, not on what is written beside it. The log-probs
     are those at `choice.temperature` (at 1 where it is 0), before any cut. The caller's random state is left alone.
     """
@@ -85,22 +87,22 @@ def write(
     ends = torch.tensor(sorted(end_tokens), dtype=torch.int64, device=model.device)
     with evaluating(model.module), few_rows(model.module):
         head = model.next_tokens()
-        for wave in _waves(prompts, count, max_new_tokens, cache_tokens):
+        for wave in _waves(prompts, range(len(prompts)) if only is None else only, count, max_new_tokens, cache_tokens):
             rows = [row for job in wave for row in job.rows]
             written = _Wave(model, head, wave, max_new_tokens, choice, draws[rows].to(model.device), ends).run()
             for row, sampled in zip(rows, written, strict=True):
                 done[row] = sampled
     finished = [sampled for sampled in done if sampled is not None]
-    return [finished[start : start + count] for start in range(0, total, count)]
+    return [finished[start : start + count] for start in range(0, len(finished), count)]
 
 
 def _waves(
-    prompts: Sequence[Sequence[int]], count: int, max_new_tokens: int, cache_tokens: int
+    prompts: Sequence[Sequence[int]], only: Sequence[int], count: int, max_new_tokens: int, cache_tokens: int
 ) -> Iterator[list[_Job]]:
     """Group prompts of like length so that what they may grow to fits the cache; a prompt's rows may be split."""
     wave: list[_Job] = []
     load = 0
-    for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+    for index in sorted(only, key=lambda i: (-len(prompts[i]), i)):
         prompt = prompts[index]
         at_once = max(1, min(count, (cache_tokens - len(prompt)) // max_new_tokens))
         for start in range(0, count, at_once):

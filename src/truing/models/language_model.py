@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,6 +55,8 @@ class LanguageModel:
         """Sliding windows that layers have asked tree attention for."""
         self.refused: set[str] = set()
         """Why kernels that take a whole batch were not used."""
+        self.door: nn.Module | None = None
+        """The module whose forward pass every computation runs in, where the weights are cut over devices."""
         set_attention(module, self.stock if sharing == "alone" else NAME)
 
     @property
@@ -108,18 +110,19 @@ class LanguageModel:
         if self.scores:
             return Outputs(torch.zeros(0, device=self.device), scores=self.completion_scores(batch))
         self._refuse_foreign(batch)
-        hidden = self._hidden(batch, batch.predictors, batch.target_counts)
-        return self._read_out(hidden, batch.targets, entropy, squares, temperature)
+        return Outputs(*self._run(self._predicted, batch, entropy, squares, temperature))
 
     def completion_scores(self, batch: Batch) -> Tensor:
         """What the score head says of each completion at its last token: float32 [C]."""
         self._refuse_foreign(batch)
-        return self.score_hidden(self._hidden(batch, batch.ends, [1] * batch.num_completions))
+        scores: Tensor = self._run(self._scored, batch, batch.ends, [1] * batch.num_completions)
+        return scores
 
     def token_values(self, batch: Batch) -> Tensor:
         """What the score head says before each target token, where it is predicted: float32 [K]."""
         self._refuse_foreign(batch)
-        return self.score_hidden(self._hidden(batch, batch.predictors, batch.target_counts))
+        values: Tensor = self._run(self._scored, batch, batch.predictors, batch.target_counts)
+        return values
 
     @torch.no_grad()
     def with_distributions(self, batch: Batch, chosen: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
@@ -159,20 +162,29 @@ class LanguageModel:
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
         self.module.train()
 
-    def save(self, folder: Path) -> None:
-        """Write weights and configuration as a model folder, without any adapter in place.
+    def enter_by(self, door: nn.Module) -> None:
+        """Compute inside this module's forward pass from now on."""
+        self.door = door
 
-        The configuration names no attention of ours.
-        """
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters and buffers by the names they have in a model folder, without any adapter in place."""
         from truing.models.lora.layers import AdaptedLinear
 
         adapted = [name for name, part in self.module.named_modules() if isinstance(part, AdaptedLinear)]
         foreign = tuple(f"{name}.adapters." for name in adapted)
+        # A score head beside the vocabulary's serves a critic, and is no part of the model.
+        heads = () if self.scores else (f"{SCORE}.",)
+        state = self.module.state_dict(keep_vars=True)
+        return {name: value for name, value in state.items() if not name.startswith((*foreign, *heads))}
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write weights (by default those of `weights`) and configuration as a model folder.
+
+        The configuration names no attention of ours.
+        """
+        state = {name: value.detach() for name, value in (self.weights() if weights is None else weights).items()}
         with self.stock_attention() as module, quiet_transformers():
-            # A score head beside the vocabulary's serves a critic, and is no part of the model.
-            heads = () if self.scores else (f"{SCORE}.",)
-            weights = {n: value for n, value in module.state_dict().items() if not n.startswith((*foreign, *heads))}
-            module.save_pretrained(folder, state_dict=weights)
+            module.save_pretrained(folder, state_dict=state)
 
     @contextmanager
     def stock_attention(self) -> Iterator[PreTrainedModel]:
@@ -183,6 +195,19 @@ class LanguageModel:
             yield self.module
         finally:
             set_attention(self.module, before)
+
+    def _run(self, compute: Callable[..., Any], *args: Any) -> Any:
+        return compute(*args) if self.door is None else self.door(compute, *args)
+
+    def _predicted(self, batch: Batch, entropy: bool, squares: bool, temperature: float) -> tuple[Tensor | None, ...]:
+        """Log-probs, entropies and log Σ p² of the targets: float32 [K] each, the last two where asked for."""
+        hidden = self._hidden(batch, batch.predictors, batch.target_counts)
+        found = self._read_out(hidden, batch.targets, entropy, squares, temperature)
+        return found.logprobs, found.entropy, found.log_squares
+
+    def _scored(self, batch: Batch, places: Tensor, counts: Sequence[int]) -> Tensor:
+        """What the score head says at some places of the token axis: float32 [N]."""
+        return self.score_hidden(self._hidden(batch, places, counts))
 
     def _read_out(self, hidden: Tensor, targets: Tensor, entropy: bool, squares: bool, temperature: float) -> Outputs:
         head = output_head(self.module)

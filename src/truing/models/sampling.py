@@ -27,14 +27,18 @@ def sample(
     choice: Choice,
     seed: int,
     end_tokens: Collection[int],
+    only: Sequence[int] | None = None,
 ) -> list[list[Sampled]]:
     """Write `count` completions of each prompt, until an end token (which is kept) or `max_new_tokens`.
+
+    Where `only` some are asked for, by their numbers, those are the same as among all: to the last token where this
+    project writes them, and not where transformers does.
 
     What a checkpoint's generation_config.json says about top-k, top-p or repetition is left out, because a policy's
     log-probs know nothing of it. Adapters in place stay in place; mode, attention and the caller's random state come
     back as they were. A context too short for a prompt is an InputError; one that ends early cuts what is written.
     """
-    if not prompts:
+    if not prompts or (only is not None and not only):
         return []
     if any(len(prompt) == 0 for prompt in prompts):
         raise InputError("a prompt to continue is empty; give it at least one token")
@@ -49,7 +53,10 @@ def sample(
             choice=choice,
             seed=seed,
             end_tokens=end_tokens,
+            only=only,
         )
+    if only is not None:
+        prompts, seed = [prompts[index] for index in only], seed + only[0]
     written = _through_transformers(model, prompts, count, _config(allowed, choice, end_tokens), seed, end_tokens)
     return _with_logprobs(model, prompts, written, choice, end_tokens)
 

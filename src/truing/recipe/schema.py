@@ -18,6 +18,7 @@ from truing.training.settings import (
     EvaluationSettings,
     ForgettingSettings,
     OptimSettings,
+    ParallelSettings,
     PrecisionSettings,
     ReferenceSettings,
     SampleSettings,
@@ -63,6 +64,8 @@ class Stage(Settings):
     They need the extra `truing[trackers]`."""
     precision: PrecisionSettings = PrecisionSettings()
     """Number formats and activation checkpointing."""
+    parallel: ParallelSettings = ParallelSettings()
+    """Several processes at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a CUDA GPU where there is one."""
     seed: int = Field(default=0, ge=0)

@@ -47,8 +47,16 @@ class RoleEngine:
     much, and NaN asks for them to be computed again."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, count: int, max_new_tokens: int, temperature: float, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        only: Sequence[int] | None = None,
     ) -> list[list[Sampled]]:
+        """Write completions of each prompt, or of some of them by their numbers, as they are written with the rest."""
         with torch.no_grad(), self.role.active():
             groups = sample(
                 self.role.model,
@@ -58,6 +66,7 @@ class RoleEngine:
                 choice=Choice(temperature),
                 seed=seed,
                 end_tokens=self.end_tokens,
+                only=only,
             )
         if self.exact:
             return groups

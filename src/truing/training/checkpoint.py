@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,26 @@ from torch import Tensor
 from truing.core.errors import MachineError, RunError
 from truing.training.disk import check_room, free_bytes, in_units, on_disk
 from truing.training.manifest import MANIFEST, damage, write_manifest
-from truing.training.run_directory import fresh_staging, publish, remove
+from truing.training.ranks import ALONE, Ranks
+from truing.training.run_directory import fresh_staging, publish, remove, staging_of
 from truing.training.settings import CheckpointSettings
+from truing.training.shards import FOLDER as SHARDS
+from truing.training.shards import read_shards, write_shards
 
 LEAST_KEPT = 2
 """Checkpoints that no limit of space takes away: a damaged one needs a predecessor."""
+
+
+CUTS = "cuts"
+"""In state.json: the names of the tensors that lie in the folder of shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Tensors on the disk, cut over the ranks that wrote them."""
+
+    folder: Path
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,48 +48,80 @@ class Checkpoint:
     """Optimizer steps done."""
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
+    cuts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors that are cut over ranks, of which each rank writes its part."""
+    stored: Stored | None = None
+    """What was read of them: not they themselves, but where they lie."""
 
     @property
     def size(self) -> int:
         """Bytes of the tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        every = (*self.tensors.values(), *self.cuts.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in every)
+
+    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors; those that were written cut over ranks are cut as `like`, or are whole where that is."""
+        if self.stored is None:
+            return dict(self.tensors)
+        missing = [name for name in self.stored.names if name not in like]
+        if missing:
+            raise RunError(f"the checkpoint was written for other parameters: {missing[0]} does not match")
+        into = {name: torch.zeros_like(like[name]) for name in self.stored.names}
+        read_shards(self.stored.folder, into)
+        return {**self.tensors, **into}
 
 
-def save(folder: Path, checkpoint: Checkpoint, settings: CheckpointSettings) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, settings: CheckpointSettings, ranks: Ranks = ALONE) -> Path:
     """Write `folder/step-NNNNNN`, then delete the oldest ones that the settings do not keep.
 
     Everything goes to a hidden neighbour, the manifest with each file's SHA-256 last; one rename makes it a checkpoint.
     Raises MachineError where the disk is too full for it, or refuses; the checkpoints before stay as they are.
     """
-    target = _write(folder, checkpoint)
-    with on_disk(folder):
-        for old in _not_kept(complete(folder), settings):
-            remove(old)
-    return target
-
-
-def save_alone(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-NNNNNN` in the same way, then delete all others."""
-    target = _write(folder, checkpoint)
-    with on_disk(folder):
-        for old in complete(folder):
-            if old != target:
+    target = _write(folder, checkpoint, ranks)
+    if ranks.first:
+        with on_disk(folder):
+            for old in _not_kept(complete(folder), settings):
                 remove(old)
     return target
 
 
-def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint whose files match its manifest, and a sentence about each one passed over."""
+def save_alone(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
+    """Write `folder/step-NNNNNN` in the same way, then delete all others."""
+    target = _write(folder, checkpoint, ranks)
+    if ranks.first:
+        with on_disk(folder):
+            for old in complete(folder):
+                if old != target:
+                    remove(old)
+    return target
+
+
+def load_latest(folder: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint whose files match its manifest, and a sentence about each one passed over.
+
+    Of several ranks the first looks, and all take the one that it found.
+    """
+    found, complaints = _newest_sound(folder) if ranks.first else (None, [])
+    name = ranks.from_first(None if found is None else found.name)
+    return None if name is None else _read(folder / name), complaints
+
+
+def _newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
     complaints = []
     for candidate in reversed(complete(folder)):
         problem = damage(candidate)
         if problem:
             complaints.append(f"{candidate} is damaged ({problem}); going back to the one before")
             continue
-        values = json.loads((candidate / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(candidate / "state.safetensors")
-        return Checkpoint(values.pop("step"), tensors, values), complaints
+        return candidate, complaints
     return None, complaints
+
+
+def _read(folder: Path) -> Checkpoint:
+    values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    cuts = values.pop(CUTS, None)
+    stored = None if cuts is None else Stored(folder / SHARDS, tuple(cuts))
+    return Checkpoint(values.pop("step"), load_file(folder / "state.safetensors"), values, stored=stored)
 
 
 def discard_after(folder: Path, step: int) -> None:
@@ -109,19 +156,45 @@ def check_space(folder: Path, size: int, settings: CheckpointSettings) -> None:
     check_room(folder, missing * size, f"the checkpoints of this run ({missing} of {in_units(size)})")
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> Path:
+def _write(folder: Path, checkpoint: Checkpoint, ranks: Ranks) -> Path:
     target = folder / f"step-{checkpoint.step:06d}"
+    if not checkpoint.cuts:
+        if ranks.first:
+            _prepare(folder, checkpoint, target)
+            _finish(checkpoint, target)
+        ranks.barrier()
+        return target
+    if ranks.first:
+        _prepare(folder, checkpoint, target)
+    ranks.barrier()
+    with on_disk(target):
+        write_shards(checkpoint.cuts, staging_of(target) / SHARDS)
+    ranks.barrier()
+    if ranks.first:
+        _finish(checkpoint, target)
+    ranks.barrier()
+    return target
+
+
+def _prepare(folder: Path, checkpoint: Checkpoint, target: Path) -> None:
+    """Make room, and an empty place to write into."""
     with on_disk(target):
         _sweep(folder)
         _make_room(folder, checkpoint.size)
-        staging = fresh_staging(target)
+        fresh_staging(target)
+
+
+def _finish(checkpoint: Checkpoint, target: Path) -> None:
+    """Write what is not cut, and give it all its name."""
+    staging = staging_of(target)
+    with on_disk(target):
         tensors = {name: t.detach().contiguous().cpu() for name, t in checkpoint.tensors.items()}
         save_file(tensors, staging / "state.safetensors")
-        values = json.dumps({"step": checkpoint.step, **checkpoint.values})
+        cuts = {CUTS: list(checkpoint.cuts)} if checkpoint.cuts else {}
+        values = json.dumps({"step": checkpoint.step, **checkpoint.values, **cuts})
         (staging / "state.json").write_text(values, encoding="utf-8")
         write_manifest(staging)
         publish(staging, target)
-    return target
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -153,7 +226,7 @@ def _not_kept(found: Sequence[Path], settings: CheckpointSettings) -> list[Path]
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from truing.models.cuts import placed_like
 from truing.models.lora.adapters import Adapters
 
 PREFIX = "reference."
@@ -22,6 +23,8 @@ class MovingReference:
     reference: str
     every: int
     """Steps."""
+    cut: bool = False
+    """Whether their parameters are cut over ranks."""
 
     def after(self, step: int) -> None:
         """Move, if it is time; `step` counts the steps done."""
@@ -36,4 +39,4 @@ class MovingReference:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned."""
         for key, parameter in self.adapters.parameters(self.reference).items():
-            parameter.copy_(tensors[PREFIX + key])
+            parameter.copy_(placed_like(tensors[PREFIX + key], parameter) if self.cut else tensors[PREFIX + key])

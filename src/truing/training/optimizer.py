@@ -10,17 +10,23 @@ from torch.nn import Parameter
 
 from truing.core.errors import NothingToTrain, RunError
 from truing.core.parameters import ParameterGroup
+from truing.models.cuts import placed_like, whole_tensor
+from truing.training.ranks import Ranks
 from truing.training.settings import OptimSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
     """Fused AdamW (decoupled decay, arXiv:1711.05101) that accumulates gradients in float32.
 
     A bf16 parameter gets a float32 master copy: each micro-batch's bf16 gradient is added to the master's float32
-    gradient as soon as autograd has produced it, and freed.
+    gradient as soon as autograd has produced it, and freed. Parameters that are cut over ranks stay cut in all that is
+    made of them.
     """
 
-    def __init__(self, groups: Sequence[ParameterGroup], settings: OptimSettings) -> None:
+    def __init__(self, groups: Sequence[ParameterGroup], settings: OptimSettings, *, cut: bool = False) -> None:
+        self.cut = cut
         self._peaks: list[float] = []
         self._stored: dict[str, Parameter] = {}
         self._trained: dict[str, Parameter] = {}
@@ -72,13 +78,26 @@ class Optimizer:
         for parameter in self._trained.values():
             parameter.grad = None
 
+    def add_over(self, ranks: Ranks) -> None:
+        """Make each gradient the sum of those that the ranks have; one that some have not is zero there."""
+        if not ranks.several or self.cut:  # torch has added up what is cut
+            return
+        trained = list(self._trained.values())
+        found = ranks.everyone([int(p.grad is not None) for p in trained])
+        moved = [p for p, having in zip(trained, zip(*found, strict=True), strict=True) if any(having)]
+        for parameter in moved:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        ranks.add([p.grad for p in moved if p.grad is not None])
+
     def clip(self) -> float:
         """Scale the gradient down to the largest norm allowed; return its norm before that."""
         with_grad = [p for p in self._trained.values() if p.grad is not None]
         if not with_grad:
             raise NothingToTrain("the loss has no gradient: no trainable parameter took part in it")
         limit = self._max_norm if self._max_norm is not None else float("inf")
-        return float(torch.nn.utils.clip_grad_norm_(with_grad, limit))
+        norm = torch.nn.utils.clip_grad_norm_(with_grad, limit)
+        return float(whole_tensor(norm) if self.cut else norm)
 
     def step(self, factor: float) -> None:
         """Update the weights at `factor` times the peak rates."""
@@ -102,6 +121,15 @@ class Optimizer:
                 out[f"{key}.{name}"] = value
         return out
 
+    def blank_state(self) -> dict[str, Tensor]:
+        """What `state` returns once every parameter has been moved, in shape and kind; the numbers mean nothing."""
+        out: dict[str, Tensor] = {}
+        for name, parameter in self._trained.items():
+            own = parameter.detach()
+            out |= {f"{key}.{name}": own for key in ("weight", *MOMENTS)}
+            out[f"step.{name}"] = torch.zeros(())
+        return out
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned; refuses a state of other parameters."""
         expected = {f"weight.{name}" for name in self._trained}
@@ -111,15 +139,19 @@ class Optimizer:
             raise RunError(f"the checkpoint was written for other parameters: {', '.join(odd)} do not match")
         with torch.no_grad():
             for name, parameter in self._trained.items():
-                parameter.copy_(state[f"weight.{name}"])
-                self._stored[name].copy_(state[f"weight.{name}"])
+                weight = self._placed(state[f"weight.{name}"], parameter)
+                parameter.copy_(weight)
+                self._stored[name].copy_(weight)
                 moments = {
-                    key: state[f"{key}.{name}"].clone()
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: self._placed(state[f"{key}.{name}"], parameter).clone()
+                    for key in MOMENTS
                     if f"{key}.{name}" in state
                 }
                 if moments:
-                    self._adam.state[parameter] = moments
+                    self._adam.state[parameter] = {"step": state[f"step.{name}"].clone(), **moments}
+
+    def _placed(self, value: Tensor, parameter: Parameter) -> Tensor:
+        return placed_like(value, parameter) if self.cut else value
 
 
 def _by_decay(parameters: Mapping[str, Parameter], decay: float) -> list[tuple[float, list[str]]]:

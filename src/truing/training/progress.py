@@ -16,6 +16,7 @@ from rich.table import Column
 from rich.text import Text
 
 from truing.training.curves import Curves, number
+from truing.training.ranks import Ranks
 from truing.training.sparkline import ASCII, BLOCKS
 
 
@@ -180,6 +181,11 @@ def reporter() -> Reporter:
     """A bar where a person watches, lines where output goes to a file."""
     console = Console()
     return Terminal(console) if console.is_terminal and os.environ.get("TERM") != "dumb" else Lines()
+
+
+def reporter_of(ranks: Ranks) -> Reporter:
+    """That of the first rank; the others say nothing."""
+    return reporter() if ranks.first else Silent()
 
 
 def peak_memory_bytes() -> int:

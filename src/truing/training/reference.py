@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from truing.core.batch import Batch, keep_completions
 from truing.core.errors import GuardError
 from truing.models.roles import Role
 from truing.training.disk import on_disk
+from truing.training.ranks import ALONE, Ranks
 from truing.training.run_directory import move, sync
 
 
@@ -26,17 +27,30 @@ class LogprobStore:
     The file's name hashes all else they depend on: model, adapter, precision.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, ranks: Ranks = ALONE) -> None:
         self.file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        self._ranks = ranks
         self._values: dict[str, np.ndarray] = {}
-        self._read()
+        if ranks.first:
+            self._read()
         self._saved = len(self._values)
+        self.exchange()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._values
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def missing(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Yield batches, and whether something of each has to be computed; for several ranks all of them or none."""
+        if not self._ranks.several:
+            yield from ((batch, not all(digest in self for digest in batch.digests)) for batch in batches)
+            return
+        own = list(batches)
+        anything = not all(digest in self for batch in own for digest in batch.digests)
+        everything = any(self._ranks.everyone(anything))
+        yield from ((batch, everything) for batch in own)
 
     def get(self, digests: Iterable[str]) -> np.ndarray:
         """Concatenate the log-probs of some trees, float32 [K]."""
@@ -48,31 +62,46 @@ class LogprobStore:
 
     def save(self) -> None:
         """Write the file whole, in place of the one that was read, if there is anything new."""
-        if len(self._values) == self._saved:
+        if len(self._values) == self._saved or not self._ranks.first:
             return
-        digests = np.frombuffer(b"".join(bytes.fromhex(d) for d in self._values), dtype=np.uint8).reshape(-1, 32)
-        lengths = np.array([len(v) for v in self._values.values()], dtype=np.int64)
-        logprobs = np.concatenate(list(self._values.values()))
         staging = self.file.with_suffix(f".{os.getpid()}.part")  # runs may share the folder
         with on_disk(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"digests": digests.copy(), "lengths": lengths, "logprobs": logprobs}, staging)
+            save_file(self._as_arrays(), staging)
             sync(staging)
             move(staging, self.file)
         self._saved = len(self._values)
+
+    def exchange(self) -> None:
+        """Have all that any rank has; what an earlier rank says of a row wins."""
+        if not self._ranks.several:
+            return
+        own = {name: torch.from_numpy(array) for name, array in self._as_arrays().items()}
+        parts = self._ranks.gathered(own)
+        self._values = {}
+        for part in parts:
+            self._take({name: tensor.numpy() for name, tensor in part.items()})
+
+    def _as_arrays(self) -> dict[str, np.ndarray]:
+        digests = np.frombuffer(b"".join(bytes.fromhex(d) for d in self._values), dtype=np.uint8).reshape(-1, 32)
+        lengths = np.array([len(v) for v in self._values.values()], dtype=np.int64)
+        logprobs = np.concatenate([np.zeros(0, dtype=np.float32), *self._values.values()])
+        return {"digests": digests.copy(), "lengths": lengths, "logprobs": logprobs}
 
     def _read(self) -> None:
         if not self.file.is_file():
             return
         try:
-            stored = load_file(self.file)
-            digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
+            self._take(load_file(self.file))
         except (SafetensorError, KeyError, OSError):
             return  # a cache that cannot be read is computed again
-        if lengths.sum() != len(logprobs) or len(lengths) != len(digests):
+
+    def _take(self, stored: Mapping[str, np.ndarray]) -> None:
+        digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
+        if not len(digests) or lengths.sum() != len(logprobs) or len(lengths) != len(digests):
             return
         for digest, part in zip(digests, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
-            self._values[digest.tobytes().hex()] = part
+            self.put(digest.tobytes().hex(), part)
 
 
 class ReferenceLogprobs:
@@ -114,10 +143,11 @@ class ReferenceLogprobs:
         if self._store is None or self._role is None:
             return 0
         before = len(self._store)
-        for batch in batches:
-            if not all(digest in self._store for digest in batch.digests):
+        for batch, missing in self._store.missing(batches):
+            if missing:
                 self._keep(batch, self._computed(batch))
             on_batch(len(batch.digests))
+        self._store.exchange()
         self._store.save()
         self._role = None
         return len(self._store) - before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,12 +15,14 @@ from truing.core.batch import Batch, Totals
 from truing.core.errors import NothingToTrain
 from truing.core.samples import Sampled
 from truing.core.trees import Completion, IntArray, Tree
-from truing.data.packing import StepPlan, pack
+from truing.data.packing import StepPlan
 from truing.objectives.policy_gradient import RolloutObjective, equal_groups
 from truing.rl.engine import Engine
 from truing.rl.rewards import Answers, Reward, Turns
+from truing.training.dealing import ALL_OF_IT, Dealer, deal_packed
 from truing.training.progress import Reporter
 from truing.training.rollout_state import Rollout, as_tensors, from_tensors
+from truing.training.shared_rollouts import annotated
 from truing.training.source import Annotate, PreparedStep
 
 SILENT_ROLLOUTS = 10
@@ -80,6 +83,9 @@ class Crew:
     size: Callable[[Tree], int]
     """Tokens that a tree takes in a batch."""
     decode: Callable[[IntArray], str]
+    dealer: Dealer = ALL_OF_IT
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Has all weights on this rank meanwhile; a rollout is made in it."""
 
 
 @dataclass(eq=False)
@@ -105,7 +111,8 @@ class RolloutSource:
         step = start
         while step < self.total_steps:
             if self._current is None:
-                self._current = self._next()
+                with self.crew.whole():
+                    self._current = self._next()
             rollout = self._current
             complaint = self.objective.over_budget(rollout.metrics) if rollout.done == 0 else None
             if complaint is not None:
@@ -118,11 +125,16 @@ class RolloutSource:
             rollout.done += 1
             if rollout.done == minis * self.plan.epochs:
                 self._current = None
+            sizes = [batch.layout.size for batch in batches]
+            hand = self.crew.dealer.hand_of_bins(sizes)
+            own, fillers = (tuple(batches[i] for micro in part for i in micro) for part in (hand.bins, hand.fillers))
             yield PreparedStep(
                 step,
-                tuple(batches),
+                own,
                 Totals.of(batches),
                 self._number * self.plan.prompts,
+                sum(sizes),
+                fillers,
                 rollout.metrics,
                 rollout.silent,
             )
@@ -132,8 +144,9 @@ class RolloutSource:
         """Score one completion of each held-out prompt, with the same random numbers every time."""
         if not self.held_out:
             return {}
-        groups = self._write(self.held_out, 1, (self.plan.seed, 1 << 32))
-        found, each = self._score(self.held_out, groups)
+        with self.crew.whole():
+            groups = self._write(self.held_out, 1, (self.plan.seed, 1 << 32))
+            found, each = self._score(self.held_out, groups)
         scores = np.array(found)
         half = 1.96 * scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0.0
         return {
@@ -207,14 +220,14 @@ class RolloutSource:
             for trees in minis
             if trees
         ]
-        batches = [[self._batch(micro) for micro in mini] for mini in packed]
-        if not batches:
+        if not packed:
             return Rollout([], [], metrics, silent=True)
-        flat = [batch for mini in batches for batch in mini]
+        bare = [self._batch(micro) for mini in packed for micro in mini]
+        flat = annotated(bare, self._annotate, self.crew.dealer.ranks)
         prepared = self.objective.prepare(flat, self._memory)
         self._memory = dict(prepared.memory)
-        columns = iter(prepared.columns)
-        filled = [[batch.with_columns(**next(columns)) for batch in mini] for mini in batches]
+        whole = iter([batch.with_columns(**own) for batch, own in zip(flat, prepared.columns, strict=True)])
+        filled = [[next(whole) for _ in mini] for mini in packed]
         trees = [[[one.tree for one in micro] for micro in mini] for mini in packed]
         return Rollout(trees, filled, {**metrics, **prepared.metrics}, prepared.silent)
 
@@ -315,7 +328,9 @@ class RolloutSource:
         return [part for side in (slice(half), slice(half, None)) for part in self._cut(scored.part(side))]
 
     def _pack(self, trees: Sequence[Tree]) -> list[list[int]]:
-        return pack([self.crew.size(tree) for tree in trees], self.plan.micro_tokens)
+        sizes, world = [self.crew.size(tree) for tree in trees], self.crew.dealer.ranks.world
+        hands = deal_packed(sizes, self.plan.micro_tokens, world)
+        return [micro for bins in hands for micro in bins]
 
     def _batch(self, scored: Sequence[_Scored]) -> Batch:
         batch = self.crew.collate([one.tree for one in scored])
@@ -325,13 +340,17 @@ class RolloutSource:
         def column(values: Any, dtype: torch.dtype) -> Tensor:
             return torch.as_tensor(values, dtype=dtype).to(device)
 
-        old = column(np.concatenate([row.logprobs for row in rows]), torch.float32)
-        batch = batch.with_columns(
-            old_logprobs=old if bool(old.isfinite().all()) else self.crew.logprobs(batch),
+        return batch.with_columns(
+            old_logprobs=column(np.concatenate([row.logprobs for row in rows]), torch.float32),
             scores=column([score for one in scored for score in one.scores], torch.float32),
             ended=column([row.ended for row in rows], torch.bool),
             groups=column([one.group for one in scored for _ in one.rows], torch.int64),
         )
+
+    def _annotate(self, batch: Batch) -> Batch:
+        """Fill the columns that a model has to be asked for."""
+        if not bool(batch.column("old_logprobs").isfinite().all()):
+            batch = batch.with_columns(old_logprobs=self.crew.logprobs(batch))
         return self.crew.annotate(batch)
 
     def _say_silent(self) -> None:

@@ -134,6 +134,22 @@ class RunDirectory:
         return (self.path / "final").is_dir()
 
 
+class OnlookersRun(RunDirectory):
+    """The same folder for a rank that is not the one that writes."""
+
+    def lock(self) -> None: ...
+
+    def write_text(self, name: str, text: str) -> None: ...
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None: ...
+
+    def flush(self, *names: str) -> None: ...
+
+    def delete(self, *names: str) -> None: ...
+
+    def truncate_lines(self, name: str, last_step: int) -> None: ...
+
+
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -182,12 +198,17 @@ def remove(folder: Path) -> None:
 
 def fresh_staging(target: Path) -> Path:
     """An empty neighbour of `target` to write into."""
-    staging = target.with_name(f".{target.name}{STAGED}")
+    staging = staging_of(target)
     with on_disk(target):
         if staging.exists():
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
     return staging
+
+
+def staging_of(target: Path) -> Path:
+    """The neighbour of `target` that is written into."""
+    return target.with_name(f".{target.name}{STAGED}")
 
 
 def sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from truing.core.settings import Settings
 
@@ -70,6 +70,23 @@ class PrecisionSettings(Settings):
     @classmethod
     def _from_word(cls, value: Any) -> Any:
         return {"dtype": value} if isinstance(value, str) else value
+
+
+class ParallelSettings(Settings):
+    """How several processes (`--nproc`, `torchrun`) share the work of a recipe. The result does not depend on it."""
+
+    shard: int | Literal["auto", "all"] = "auto"
+    """How many processes share one copy of the weights, their gradients and the optimizer's state. 1: each has its own
+    copy; all: there is one copy altogether; a number in between makes several copies. With fewer processes than it says
+    they share one. auto is 1 where a copy takes less
+    than half of the memory that a process has, else all."""
+
+    @field_validator("shard")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("give 1, a divisor of the number of processes, all, or auto")
+        return value
 
 
 class EvaluationSettings(Settings):

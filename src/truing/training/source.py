@@ -12,7 +12,8 @@ from torch import Tensor
 
 from truing.core.batch import Batch, Totals
 from truing.core.trees import Tree
-from truing.data.packing import Step, StepPlan, pack
+from truing.data.packing import Step, StepPlan
+from truing.training.dealing import ALL_OF_IT, Dealer
 
 T = TypeVar("T")
 
@@ -29,6 +30,10 @@ class PreparedStep:
     totals: Totals
     rows_done: int
     """Rows consumed by the run when this step is done."""
+    tokens: int
+    """Tokens computed in it, by all ranks."""
+    fillers: tuple[Batch, ...] = ()
+    """What this rank computes only because others still do; it counts nothing."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Figures that were known before the step, such as a rollout's."""
     silent: bool = False
@@ -71,22 +76,39 @@ class TreeSource:
     annotate: Annotate
     device: torch.device
     total_steps: int
+    dealer: Dealer = ALL_OF_IT
 
     def steps(self, start: int) -> Iterator[PreparedStep]:
         plans = self.plan.steps(start)
         laid = one_ahead(map(self._pinned, plans)) if self.device.type == "cuda" else map(self._bare, plans)
-        for step, bare in laid:
-            totals = Totals.of(bare)
-            batches = tuple(self.annotate(batch.to(self.device)) for batch in bare)
-            yield PreparedStep(step.index, batches, totals, step.first + step.rows)
+        for step, own, fillers in laid:
+            totals = self.dealer.ranks.total(Totals.of(own))
+            batches, filling = (
+                tuple(self.annotate(batch.to(self.device)) for batch in part) for part in (own, fillers)
+            )
+            tokens = sum(self.plan.sizes[row] for micro in step.micro_batches for row in micro)
+            yield PreparedStep(step.index, batches, totals, step.first + step.rows, tokens, filling)
 
-    def _bare(self, step: Step) -> tuple[Step, tuple[Batch, ...]]:
-        return step, tuple(self.collate([self.trees[row] for row in micro]) for micro in step.micro_batches)
+    def _bare(self, step: Step) -> tuple[Step, tuple[Batch, ...], tuple[Batch, ...]]:
+        """A step, what this rank computes of it, and what it computes only to fill."""
+        own, fillers = self._share(step)
+        return step, self._laid_out(own), self._laid_out(fillers)
 
-    def _pinned(self, step: Step) -> tuple[Step, tuple[Batch, ...]]:
+    def _pinned(self, step: Step) -> tuple[Step, tuple[Batch, ...], tuple[Batch, ...]]:
         """Lay a step out where a GPU fetches it by itself, without making the program wait."""
-        _, bare = self._bare(step)
-        return step, tuple(batch.pinned() for batch in bare)
+        _, own, fillers = self._bare(step)
+        return step, tuple(batch.pinned() for batch in own), tuple(batch.pinned() for batch in fillers)
+
+    def _laid_out(self, micros: Sequence[Sequence[int]]) -> tuple[Batch, ...]:
+        return tuple(self.collate([self.trees[row] for row in micro]) for micro in micros)
+
+    def _share(self, step: Step) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]:
+        """Rows of each micro-batch that this rank computes, and of each that it computes only to fill."""
+        if not self.dealer.ranks.several:
+            return step.micro_batches, ()
+        rows = sorted(row for micro in step.micro_batches for row in micro)
+        hand = self.dealer.hand([self.plan.sizes[row] for row in rows], self.plan.micro_tokens)
+        return [[rows[i] for i in micro] for micro in hand.bins], [[rows[i] for i in micro] for micro in hand.fillers]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}
@@ -98,9 +120,10 @@ class TreeSource:
         """Nothing to let go of."""
 
     def first_pass(self) -> Iterator[Batch]:
-        """Yield the bare batches of the first pass over the data, packed as training will pack them."""
+        """Yield this rank's bare batches of the first pass over the data, packed as training will pack them."""
         for step in self.plan.steps():
-            for micro in step.micro_batches:
+            own, missing = self._share(step)
+            for micro in (*own, *missing):
                 yield self.collate([self.trees[row] for row in micro]).to(self.device)
             if step.first + step.rows >= len(self.trees):
                 return
@@ -115,12 +138,28 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Fixed:
+    """Batches that are looked at again and again, such as held-out rows: this rank's part of them."""
+
+    batches: tuple[Batch, ...]
+    fillers: tuple[Batch, ...] = ()
+
+    @property
+    def all(self) -> tuple[Batch, ...]:
+        """Both, in the order in which they are computed."""
+        return (*self.batches, *self.fillers)
+
+
 def fixed_batches(
     trees: Sequence[Tree],
     sizes: Sequence[int],
     micro_tokens: int,
     collate: Callable[[Sequence[Tree]], Batch],
     device: torch.device,
-) -> tuple[Batch, ...]:
-    """Pack trees that are looked at again and again, such as held-out rows."""
-    return tuple(collate([trees[i] for i in group]).to(device) for group in pack(sizes, micro_tokens))
+    dealer: Dealer = ALL_OF_IT,
+) -> Fixed:
+    """Pack trees once and for all."""
+    hand = dealer.hand(sizes, micro_tokens)
+    made = tuple(collate([trees[i] for i in group]).to(device) for group in (*hand.bins, *hand.fillers))
+    return Fixed(made[: len(hand.bins)], made[len(hand.bins) :])

@@ -12,7 +12,7 @@ from types import FrameType
 
 from truing.core.errors import Stopped, Terminated
 
-ERRORS = {signal.SIGINT: Stopped, signal.SIGTERM: Terminated}
+ERRORS: dict[int, type[Stopped]] = {signal.SIGINT: Stopped, signal.SIGTERM: Terminated}
 NOTICE = b"\nstopping after this step; it will be saved (Ctrl-C again: stop now, and lose what is not saved)\n"
 
 
@@ -20,14 +20,16 @@ NOTICE = b"\nstopping after this step; it will be saved (Ctrl-C again: stop now,
 class Stop:
     """Whether somebody has asked for the end."""
 
-    asked: type[Stopped] | None = None
+    signal: int | None = None
+    """By which."""
 
 
 @contextmanager
-def stop_when_asked() -> Iterator[Stop]:
+def stop_when_asked(*, told: bool = True) -> Iterator[Stop]:
     """Take note of signals while the block runs; a second one raises KeyboardInterrupt in it.
 
-    Only a process's main thread is told of signals; in another one nothing changes.
+    `told` says whether a person is told what follows. Only a process's main thread is told of signals; in another one
+    nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -35,10 +37,11 @@ def stop_when_asked() -> Iterator[Stop]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.asked is not None:
+        if stop.signal is not None:
             raise KeyboardInterrupt
-        stop.asked = ERRORS[signal.Signals(number)]
-        os.write(2, NOTICE)  # a stream may be in the middle of a line, and cannot be entered twice
+        stop.signal = number
+        if told:
+            os.write(2, NOTICE)  # a stream may be in the middle of a line, and cannot be entered twice
 
     before = {number: signal.signal(number, note) for number in ERRORS}
     try:

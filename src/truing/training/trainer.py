@@ -9,29 +9,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from truing.core.errors import NonFinite, NothingToTrain, PreflightFailed, Unhealthy
-from truing.core.reduce import average
+from truing.core.errors import NonFinite, PreflightFailed, Stopped, Unhealthy
 from truing.models.roles import Trained
 from truing.objectives.base import Objective
 from truing.training import checkpoint, moving_reference, rollout_state
 from truing.training.checkpoint import Checkpoint
 from truing.training.evaluation import evaluate
-from truing.training.foresight import foresee
+from truing.training.gradient import accumulate
 from truing.training.guards import FILE as EVENTS
 from truing.training.guards import Event, Guards, strongest
 from truing.training.judge_signs import START
-from truing.training.memory_failure import naming, naming_rows
+from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
+from truing.training.ranks import ALONE, Ranks
 from truing.training.run_directory import RunDirectory
 from truing.training.schedule import rate_factor
 from truing.training.settings import CheckpointSettings, OptimSettings
 from truing.training.signs import Complaint
 from truing.training.source import PreparedStep, Source
-from truing.training.stopping import Stop, stop_when_asked
+from truing.training.stopping import ERRORS, Stop, stop_when_asked
 from truing.training.trackers.followed import Trackers
 
 SHOWN = (
@@ -63,6 +63,7 @@ class Plan:
     evaluate_every: int
     sample_every: int | None
     vocab_size: int
+    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -110,6 +111,8 @@ class Trainer:
     """Measures the trained policy; what it finds goes into the last row of metrics.jsonl."""
     before_checkpoint: Callable[[], None] | None = None
     """Writes what a resumed run will need besides the checkpoint."""
+    ranks: Ranks = ALONE
+    """Who trains together with this process."""
     progressed: Progressed = field(default_factory=Progressed)
     _saved: tuple[int, bool] | None = None
     """The step of the last checkpoint, and whether the run had ended."""
@@ -126,15 +129,17 @@ class Trainer:
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
         others = ("random.", moving_reference.PREFIX, rollout_state.PREFIX)
-        self.optimizer.load_state({k: v for k, v in saved.tensors.items() if not k.startswith(others)})
+        tensors = saved.read({**self.optimizer.blank_state(), **self._of_reference()})
+        self.optimizer.load_state({k: v for k, v in tensors.items() if not k.startswith(others)})
         if self.moving is not None:
-            self.moving.load_state(saved.tensors)
-        self.source.load_state(saved.tensors, saved.values["source"])
+            self.moving.load_state(tensors)
+        self.source.load_state(tensors, saved.values["source"])
         self.progressed = Progressed(**saved.values["progressed"])
         self._saved = (saved.step, self.progressed.ended)
         for name in HISTORY:
             self.run.truncate_lines(name, saved.step)
-        self.guards.resume(self.run.rows("metrics.jsonl"), self.run.rows(EVENTS))
+        rows, events = self.ranks.from_first([self.run.rows("metrics.jsonl"), self.run.rows(EVENTS)])
+        self.guards.resume(rows, events)
         checkpoint.restore_random_states(saved.tensors, saved.values["random"])
 
     def forget(self) -> None:
@@ -151,13 +156,14 @@ class Trainer:
             return  # a resumed run that was cut between its end and its result
         total = self.source.total_steps
         last = total if until is None else min(until, total)
-        checkpoint.check_space(self.checkpoints, self.optimizer.state_bytes, self.plan.checkpoint)
+        if self.ranks.first:
+            checkpoint.check_space(self.checkpoints, self.optimizer.state_bytes, self.plan.checkpoint)
         started = self._begin(before) if self.progressed.step == 0 else {}
         shown = [_shown(row) for row in self.run.rows("metrics.jsonl")]
         self.reporter.begin(self.objective.name, total, self.progressed.step, shown)
         steps = self.source.steps(self.progressed.step)
         try:
-            with stop_when_asked() as stop:
+            with stop_when_asked(told=self.ranks.first) as stop:
                 self._all_steps(steps, total, last, stop, started)
         finally:
             self.reporter.end()
@@ -169,15 +175,20 @@ class Trainer:
         clock = time.perf_counter()
         while not self.progressed.ended and self.progressed.step < last and (step := self._prepared(steps)) is not None:
             self._one_step(step, total, clock, started if step.index == 0 else {})
-            if stop.asked is not None and not self.progressed.ended:
+            asked = self._asked(stop)
+            if asked is not None and not self.progressed.ended:
                 self.save()
-                raise stop.asked(f"stopped after step {self.progressed.step} of {total}, which is saved")
+                raise asked(f"stopped after step {self.progressed.step} of {total}, which is saved")
             clock = time.perf_counter()
         if self.progressed.step < last:  # a guard has ended it, or the source, and said why
             self.progressed.ended = True
             self.run.truncate_lines("samples.jsonl", self.progressed.step - 1)
             self._write_samples(self.progressed.step)
             self.save()
+
+    def _asked(self, stop: Stop) -> type[Stopped] | None:
+        """Whether anybody was asked to stop, so that all ranks stop after the same step."""
+        return next((ERRORS[number] for number in self.ranks.everyone(stop.signal) if number is not None), None)
 
     def _prepared(self, steps: Iterator[PreparedStep]) -> PreparedStep | None:
         with naming(f"while step {self.progressed.step + 1} was prepared"):
@@ -204,6 +215,7 @@ class Trainer:
         done = self.progressed.step
         if self.evaluate is not None and (done % self.plan.evaluate_every == 0 or done == total):
             row |= self.evaluate(self.progressed.memory)
+        row = self.ranks.from_first(row)  # what follows from a figure follows from the same one everywhere
         events = self.guards.after(_finite(row))
         if self.guards.is_best(row):
             self._keep_best()
@@ -211,7 +223,7 @@ class Trainer:
         row |= restored
         if (done == total or self.progressed.ended) and self.at_end is not None:
             row |= self.at_end()
-        row["memory_bytes"] = self.peak_memory()
+        row["memory_bytes"] = max(self.ranks.everyone(self.peak_memory()))
         self.run.append("metrics.jsonl", _finite(row))
         self._say(events, restored)
         self.trackers.log(done, row)
@@ -224,7 +236,11 @@ class Trainer:
 
     def _update(self, step: PreparedStep, total: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics.jsonl."""
-        loss, metrics = self._accumulate(step)
+        self.optimizer.zero_grad()
+        memory, seed = self.progressed.memory, self.plan.seed
+        loss, metrics = accumulate(self.policy, self.objective, step, memory, self.ranks, seed)
+        metrics |= self.objective.derived(metrics)
+        self.optimizer.add_over(self.ranks)
         norm = self.optimizer.clip()
         finite = math.isfinite(loss) and math.isfinite(norm)
         if step.index == 0:
@@ -243,34 +259,13 @@ class Trainer:
             "loss": loss,
             "learning_rate": peak * factor,
             "grad_norm": norm,
-            "tokens": sum(batch.layout.size for batch in step.batches),
+            "tokens": step.tokens,
             "num_tokens": self.progressed.tokens,
             "rows": self.progressed.rows,
             "skipped_steps": self.progressed.skipped,
             **step.metrics,
             **metrics,
         }
-
-    def _accumulate(self, step: PreparedStep) -> tuple[float, dict[str, float]]:
-        """Sum the shares of all micro-batches, forward and backward; return the step's loss and metrics."""
-        if step.totals.tokens == 0:
-            raise NothingToTrain(f"step {step.index + 1} has no supervised token")
-        self.optimizer.zero_grad()
-        loss = torch.zeros((), dtype=torch.float64)
-        parts = []
-        wanted = {"entropy": self.objective.wants_entropy, "squares": self.objective.wants_squares}
-        roles = self.objective.trained(step.index)
-        for batch in foresee(self.policy, self.objective, step.batches, self.progressed.memory):
-            with naming_rows(step.index + 1, batch):
-                for outputs in self.policy.passes(batch, roles, **wanted):
-                    share = self.objective(outputs, batch, step.totals)
-                    if not share.loss.requires_grad:
-                        raise NothingToTrain("the loss does not depend on any trainable parameter")
-                    share.loss.backward()  # type: ignore[no-untyped-call]
-                    loss += share.loss.detach().double().cpu()
-                    parts.append(share.metrics)
-        metrics = average(parts)
-        return float(loss), {**metrics, **self.objective.derived(metrics)}
 
     def _preflight(self, step: PreparedStep, loss: float, norm: float, metrics: Mapping[str, float]) -> None:
         """Refuse to make the first update when something known to be true is not."""
@@ -281,7 +276,15 @@ class Trainer:
         if norm == 0.0 and not step.silent:
             raise PreflightFailed("preflight: the first gradient is zero everywhere; the run would learn nothing")
         if self.policy.noisy:  # what is known of the first loss is known of it without dropout
-            found = evaluate(self.policy, self.objective, step.batches, lambda batch: batch, self.progressed.memory)
+            found = evaluate(
+                self.policy,
+                self.objective,
+                step.batches,
+                lambda batch: batch,
+                self.progressed.memory,
+                step.fillers,
+                self.ranks,
+            )
             metrics = {name.removeprefix("eval_"): value for name, value in found.items()}
             loss = metrics["loss"]
         complaint = self.objective.start_complaint(loss, {**step.metrics, **metrics}, self.plan.vocab_size)
@@ -291,7 +294,7 @@ class Trainer:
     def _count(self, step: PreparedStep, finite: bool) -> None:
         self.progressed.step = step.index + 1
         self.progressed.rows = step.rows_done
-        self.progressed.tokens += sum(batch.layout.size for batch in step.batches)
+        self.progressed.tokens += step.tokens
         self.progressed.skipped += not finite
         if not finite:
             self.reporter.warn(f"step {self.progressed.step} has no finite gradient and was skipped")
@@ -301,10 +304,10 @@ class Trainer:
         event = strongest(events)
         if event is None or event.action != "restore":
             return {}
-        best, _ = checkpoint.load_latest(self.best)
+        best, _ = checkpoint.load_latest(self.best, self.ranks)
         if best is None:
             return {}
-        self.optimizer.load_state(best.tensors)
+        self.optimizer.load_state(best.read(self.optimizer.blank_state()))
         self.progressed.ended = True
         return {RESTORED: best.step}
 
@@ -338,7 +341,7 @@ class Trainer:
     def _keep_best(self) -> None:
         """Keep the weights of this moment, in place of those that were the best before."""
         weights = {name: tensor for name, tensor in self.optimizer.state().items() if name.startswith("weight.")}
-        checkpoint.save_alone(self.best, Checkpoint(self.progressed.step, weights, {}))
+        checkpoint.save_alone(self.best, self._checkpoint(weights, {}, {}), self.ranks)
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless it is written already."""
@@ -350,14 +353,22 @@ class Trainer:
             self.before_checkpoint()
         tensors, values = checkpoint.random_states()
         of_source, source = self.source.state()
-        of_reference = self.moving.state() if self.moving is not None else {}
-        state = Checkpoint(
-            self.progressed.step,
-            {**self.optimizer.state(), **tensors, **of_reference, **of_source},
+        state = self._checkpoint(
+            {**self.optimizer.state(), **self._of_reference()},
+            {**tensors, **of_source},
             {"progressed": self.progressed.as_json(), "random": values, "source": source},
         )
-        checkpoint.save(self.checkpoints, state, self.plan.checkpoint)
+        checkpoint.save(self.checkpoints, state, self.plan.checkpoint, self.ranks)
         self._saved = now
+
+    def _of_reference(self) -> dict[str, Tensor]:
+        return self.moving.state() if self.moving is not None else {}
+
+    def _checkpoint(self, moved: dict[str, Tensor], others: dict[str, Tensor], values: dict[str, Any]) -> Checkpoint:
+        """The state of this moment; what moves with training is cut over ranks where the optimizer's parameters are."""
+        if self.optimizer.cut:
+            return Checkpoint(self.progressed.step, others, values, moved)
+        return Checkpoint(self.progressed.step, {**moved, **others}, values)
 
     def _write_samples(self, done: int) -> None:
         rows = self.sample(done) if self.sample else ()

@@ -47,22 +47,30 @@ class _PlainLayer:
     tensors: Mapping[str, Tensor]
 
 
-def save_adapter(adapters: Adapters, name: str, folder: Path, base_model: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; `base_model` is the path or id it belongs to.
-
-    Base weights are never written. A PiSSA adapter is written as the equivalent plain LoRA of twice the rank over the
-    original base, so that a reader needs neither the decomposition nor a changed base.
-    """
-    settings = adapters.settings(name)
-    layers = {path: _plain(low_rank, settings) for path, low_rank in adapters.layers(name).items()}
+def adapter_tensors(adapters: Adapters, name: str) -> dict[str, Tensor]:
+    """What `save_adapter` writes, by the names in the file."""
+    layers = _plain_layers(adapters, name)
     tensors = {f"{PREFIX}{path}.{key}": t for path, layer in layers.items() for key, t in layer.tensors.items()}
     for path, module in adapters.saved_modules(name).items():
         tensors |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict().items()}
+    return tensors
+
+
+def save_adapter(
+    adapters: Adapters, name: str, folder: Path, base_model: str, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`; `base_model` is the path or id it belongs to.
+
+    Base weights are never written. A PiSSA adapter is written as the equivalent plain LoRA of twice the rank over the
+    original base, so that a reader needs neither the decomposition nor a changed base. `tensors` are, by default, those
+    of `adapter_tensors`.
+    """
+    tensors = adapter_tensors(adapters, name) if tensors is None else tensors
     folder.mkdir(parents=True, exist_ok=True)
     # clone: safetensors refuses tensors that share memory, as tied modules would.
     written = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     save_file(written, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = _written_config(adapters, name, layers, base_model)
+    config = _written_config(adapters, name, _plain_layers(adapters, name), base_model)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -105,6 +113,11 @@ def load_adapter(
     summary = adapters.attach(name, settings, plan, saved, seed=0)
     _fill(adapters, name, tensors)
     return AdapterSummary(summary.layers, summary.saved, summary.parameters, (*notes, *summary.notes))
+
+
+def _plain_layers(adapters: Adapters, name: str) -> dict[str, _PlainLayer]:
+    settings = adapters.settings(name)
+    return {path: _plain(low_rank, settings) for path, low_rank in adapters.layers(name).items()}
 
 
 def _plain(low_rank: LowRank, settings: AdapterSettings) -> _PlainLayer:
