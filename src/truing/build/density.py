@@ -40,6 +40,8 @@ def with_density_ratios(annotate: Annotate, ready: Assembled, run: RunDirectory,
     if DENSITY_RATIO not in ready.objective.needs:
         return annotate
     store = LogprobStore(run.path / "density", _key(ready))
+    if store.damage is not None:
+        reporter.warn(store.damage)
     if not len(store):  # the file is whole or absent
         _fill(store, ready, reporter)
     ratios = DensityRatios(store)

@@ -114,7 +114,10 @@ def _is_branch_name(part: str | int) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a thousand lists in each other
+        text = type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.core.errors import ModelError, suggest
+from truing.core.files import read_json
 from truing.models.lora.settings import AdapterSettings, matches
 from truing.planner.families import FAMILIES, Family
 
@@ -213,12 +213,12 @@ def read_architecture(path: Path) -> Architecture:
     """Read a config.json, or that of a model folder; nothing else of the model is looked at."""
     file = path / "config.json" if path.is_dir() else path
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = read_json(file)
     except FileNotFoundError:
         raise ModelError(f"model: there is no {file}; give a model folder or the path of a config.json") from None
-    except (OSError, UnicodeDecodeError) as failure:
+    except OSError as failure:
         raise ModelError(f"{file}: cannot be read: {failure}") from None
-    except json.JSONDecodeError as failure:
+    except ValueError as failure:
         raise ModelError(f"{file}: not valid JSON: {failure}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{file}: expected a JSON object, found {type(raw).__name__}")

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truing.core.errors import MachineError, RunError
+from truing.core.files import read_json
 from truing.training.disk import check_room, free_bytes, in_units, on_disk
 from truing.training.manifest import MANIFEST, damage, write_manifest
 from truing.training.run_directory import fresh_staging, publish, remove
@@ -71,9 +73,12 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if problem:
             complaints.append(f"{candidate} is damaged ({problem}); going back to the one before")
             continue
-        values = json.loads((candidate / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(candidate / "state.safetensors")
-        return Checkpoint(values.pop("step"), tensors, values), complaints
+        try:
+            values = read_json(candidate / "state.json")
+            tensors = load_file(candidate / "state.safetensors")
+            return Checkpoint(values.pop("step"), tensors, values), complaints
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as failure:
+            complaints.append(f"{candidate} is no checkpoint ({failure!r}); going back to the one before")
     return None, complaints
 
 
@@ -172,13 +177,13 @@ def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def restore_random_states(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Put the global generators back to where `random_states` found them."""
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     try:
+        torch.set_rng_state(tensors["random.torch"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
         version, internal, gauss = values["python"]
         random.setstate((version, tuple(internal), gauss))
         name, keys, position, has_gauss, cached = values["numpy"]
         np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
-    except (KeyError, ValueError, TypeError) as failure:
+    except (LookupError, ValueError, TypeError, OverflowError, RuntimeError) as failure:
         raise RunError(f"the checkpoint's random states cannot be restored: {failure}") from failure

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from truing.core.batch import Batch, keep_completions
@@ -19,17 +19,21 @@ from truing.models.roles import Role
 from truing.training.disk import on_disk
 from truing.training.run_directory import move, sync
 
+SEAL = "sha256"
+
 
 class LogprobStore:
     """Log-probs, or other numbers of a row, by tree digest.
 
-    The file's name hashes all else they depend on: model, adapter, precision.
+    The file's name hashes all else they depend on: model, adapter, precision. It holds the SHA-256 of its content, and
+    one that is damaged is passed over.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         self._values: dict[str, np.ndarray] = {}
-        self._read()
+        self.damage: str | None = self._read()
+        """Why the file that is there was passed over, in a sentence; None where it was not."""
         self._saved = len(self._values)
 
     def __contains__(self, digest: str) -> bool:
@@ -56,23 +60,35 @@ class LogprobStore:
         staging = self.file.with_suffix(f".{os.getpid()}.part")  # runs may share the folder
         with on_disk(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"digests": digests.copy(), "lengths": lengths, "logprobs": logprobs}, staging)
+            stored: dict[str, np.ndarray] = {"digests": digests.copy(), "lengths": lengths, "logprobs": logprobs}
+            save_file(stored, staging, metadata={SEAL: _seal(stored)})
             sync(staging)
             move(staging, self.file)
         self._saved = len(self._values)
 
-    def _read(self) -> None:
+    def _read(self) -> str | None:
         if not self.file.is_file():
-            return
+            return None
         try:
-            stored = load_file(self.file)
-            digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
-        except (SafetensorError, KeyError, OSError):
-            return  # a cache that cannot be read is computed again
-        if lengths.sum() != len(logprobs) or len(lengths) != len(digests):
-            return
+            with safe_open(self.file, framework="numpy") as opened:
+                stored: dict[str, np.ndarray] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+                seal = (opened.metadata() or {}).get(SEAL)
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as failure:
+            return f"{self.file} is damaged ({failure}) and is computed again"
+        if seal != _seal(stored):
+            return f"{self.file} is damaged (it does not match its SHA-256) and is computed again"
+        digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
         for digest, part in zip(digests, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
             self._values[digest.tobytes().hex()] = part
+        return None
+
+
+def _seal(stored: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes, formats and numbers."""
+    total = hashlib.sha256()
+    for name, array in sorted(stored.items()):
+        total.update(f"{name} {array.dtype} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 class ReferenceLogprobs:
