@@ -85,7 +85,7 @@ def _stage(place: Place, replay: int | None) -> Iterator[Finding]:
     if (place.folder / "final").is_dir():
         yield _sure("result", lambda: _files(place.folder / "final", "result"))
         if (place.folder / PARITY).is_file():
-            yield _sure("as served", lambda: _served(place.folder, run.read_object(PARITY)))
+            yield _sure("as served", lambda: _served(place.folder, run.read_json(PARITY)))
     if replay is not None:
         yield _sure("replay", lambda: _replayed(place, run, environment, replay))
 

@@ -22,6 +22,9 @@ ALIASES = {
 }
 """Other names for the same thing: those of GPT-2, and that of newer mixtures of experts."""
 
+MOST_LAYERS, LARGEST = 10_000, 2**32
+"""Layers of a model, and its other numbers, at most: a file may say anything."""
+
 SCORE = "score"
 """The head of a reward model or critic."""
 
@@ -297,6 +300,8 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (value == 0 and default is None):
             found = "is missing" if value is None else f"is {value!r}"
             raise ModelError(f"{self.where}: '{key}' {found}; expected a whole number above 0")
+        if value > (limit := MOST_LAYERS if key == "num_hidden_layers" else LARGEST):
+            raise ModelError(f"{self.where}: '{key}' is over {limit:,}, which no model has")
         return value
 
     def flag(self, fixed: bool | None, key: str, default: bool) -> bool:

@@ -209,10 +209,9 @@ def _apply(values: dict[str, Any], override: str) -> Path_:
 
 def _stage_called(stages: list[dict[str, Any]], word: str, override: str) -> int:
     names = _stage_names(stages)
-    if word in names:
-        return names.index(word)
-    if word.isdigit() and int(word) < len(stages):
-        return int(word)
+    index = names.index(word) if word in names else int(word) if word.isdecimal() and len(word) < 5 else len(names)
+    if index < len(names) and isinstance(stages[index], dict):
+        return index
     raise RecipeError(f"--set {override}: there is no stage '{word}'{suggest(word, names)}")
 
 

@@ -17,6 +17,7 @@ MOST_KEYS = 20_000
 """Keys and items of a recipe, each alias counted anew: a kilobyte of aliases of aliases can stand for millions."""
 
 LONGEST_NUMBER = 400
+DEEPEST = 100
 
 NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
 """What PyYAML raises: it lets through what Python says of dates and numbers that there are not."""
@@ -85,6 +86,8 @@ def value_of(text: str) -> Any:
 
 def _understood(text: str, lines: dict[Path_, int], file: str, complaint: str) -> Any:
     """The values of a YAML text; the line of each key goes into `lines`."""
+    if is_deep(text):
+        raise RecipeError(f"{complaint}: nested too deeply")
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is not None:
@@ -94,6 +97,16 @@ def _understood(text: str, lines: dict[Path_, int], file: str, complaint: str) -
         raise RecipeError(f"{complaint}: {_first_line(failure)}") from None
     except RecursionError:
         raise RecipeError(f"{complaint}: nested too deeply") from None
+
+
+def is_deep(text: str) -> bool:
+    """Whether brackets, or dashes in one line, are nested as no recipe's are: PyYAML's time grows with their square."""
+    depth = 0
+    for bracket in re.finditer(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket[0] in "[{" else -1))
+        if depth > DEEPEST:
+            return True
+    return re.search(rf"(?:[-?:][ \t]+){{{DEEPEST}}}", text) is not None
 
 
 def _note_lines(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> None:

@@ -15,7 +15,7 @@ import yaml
 from truing.core.errors import InputError, RunError
 from truing.core.files import parse_json
 from truing.core.settings import parse
-from truing.recipe.yaml_file import NO_YAML
+from truing.recipe.yaml_file import NO_YAML, is_deep
 from truing.training.figures import Row, number, step_of
 from truing.training.guard_settings import LimitSettings
 from truing.training.signs import Facts
@@ -224,6 +224,9 @@ def _text(file: Path, notes: list[str]) -> str:
 
 
 def _stage(text: str, notes: list[str]) -> Mapping[str, Any]:
+    if is_deep(text):
+        notes.append(f"{RECIPE} is damaged: nested too deeply")
+        return {}
     loader = _loader(text)
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=loader)):
