@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv tour test test-faults check format docs bench clean
+.PHONY: venv tour test test-faults fuzz fuzz-atheris check format docs bench clean
 
 venv: $(READY)
 
@@ -21,6 +21,15 @@ test: venv
 # Every kill and every failing file operation, for every method; `make test` has a few of each.
 test-faults: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "faults or not faults" tests/faults
+
+# 100,000 unsound files for every reader; `make test` has 200 of each.
+fuzz: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --cases 100000
+
+# The same readers, with the choices that a coverage-guided fuzzer makes: MINUTES of them for each.
+fuzz-atheris: venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=3.0"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.coverage --minutes $(or $(MINUTES),2)
 
 check: venv
 	$(BIN)/ruff check .

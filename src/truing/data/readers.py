@@ -112,11 +112,27 @@ def _unpacked(file: Any, name: str) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     size = 0
     for batch in file.iter_batches(batch_size=min(max(PORTION // max(largest, 1), 1), 10_000)):
-        size += batch.nbytes
+        portion = batch.to_pylist()
+        size += _letters(portion)
         if size > MAX_UNPACKED:
             raise DataError(f"{name}: unpacks to more than {MAX_UNPACKED // 2**30} GiB; split it")
-        rows += batch.to_pylist()
+        rows += portion
     return rows
+
+
+def _letters(value: object) -> int:
+    """Bytes of all text in a value, roughly: what a dictionary in the file stands for, not what it takes there."""
+    size, todo = 0, [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str | bytes):
+            size += len(item)
+        elif isinstance(item, dict):
+            todo += item.values()
+        elif isinstance(item, list | tuple):
+            size += 8 * len(item)
+            todo += item
+    return size
 
 
 def count_whole_rows(name: str, content: bytes) -> int:
