@@ -53,7 +53,7 @@ def give_advice(asked: Asked, ways: Ways, console: Console, on_progress: Progres
     plans = _plans(advice, asked)
     if ways.as_json:
         told = {**advice.as_json(), "plan": [plan.as_json() for plan in plans], "trial": trial and trial.sentence}
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(told, indent=2))
     else:
         show(advice, plans, trial, console)
     if advice.recipe is None:
