@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv tour test test-faults test-ranks check format docs bench clean
+.PHONY: venv tour test test-faults test-ranks fuzz fuzz-atheris check format docs bench clean
 
 venv: $(READY)
 
@@ -26,6 +26,15 @@ test-faults: venv
 # Every method on 2, 3 and 4 processes, and two machines made of network namespaces; `make test` has a few of each.
 test-ranks: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "ranks or not ranks" tests/ranks
+
+# 100,000 unsound files for every reader; `make test` has 200 of each.
+fuzz: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --cases 100000
+
+# The same readers, with the choices that a coverage-guided fuzzer makes: MINUTES of them for each.
+fuzz-atheris: venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=3.0"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.coverage --minutes $(or $(MINUTES),2)
 
 check: venv
 	$(BIN)/ruff check .

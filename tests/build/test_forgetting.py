@@ -26,6 +26,10 @@ from truing.world.records import WorldFiles, WorldSettings, write_world
 LORA = {"use": "lora", "rank": 4}
 TEXTS = 12
 LENGTH = 20
+REWARD = """\
+def words(prompts, completions, **columns):
+    return [len(set(text.split())) / 10 for text in completions]
+"""
 KEYS = ("forgetting/loss_before", "forgetting/loss_after", "forgetting/kl")
 
 either_way = pytest.mark.parametrize("adapter", [LORA, "none"], ids=["lora", "full"])
@@ -109,6 +113,26 @@ def test_each_stage_is_measured_against_its_own_start(
         assert told["tokens"] == told["kl_positions"] == len(own_before)
         sentence = f"general text: loss {wanted[0]:.3f} -> {wanted[1]:.3f} nats a token"
         assert sum(said.startswith(sentence) for said in reporter.said) == 1
+
+
+def test_a_run_that_its_kl_budget_ends_is_measured_too(world: tuple[Path, WorldFiles], tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(REWARD, encoding="utf-8")
+    stage = {
+        "objective": {"use": "grpo", "kl_budget": 0.3, "kl_coef": 0},
+        "data": {"path": str(world[1].prompts), "max_length": 24, "limit": 8},
+        "rollout": {"rewards": [f"{tmp_path}/rewards.py:words"], "max_new_tokens": 6, "epochs": 1},
+        "optim": {"lr": 2e-2, "max_steps": 60},
+    }
+    recipe = {**values(world, LORA, stages=[stage]), "samples": {"count": 1, "every": 50, "max_new_tokens": 2}}
+    final = run(recipe_from(recipe), tmp_path / "run", Silent())
+    rows = metrics(tmp_path / "run")
+    assert 0 < len(rows) < 60, "the budget has ended it"
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert not any(key in row for row in rows[:-1] for key in KEYS)
+    base = AutoModelForCausalLM.from_pretrained(world[0])
+    before = -float(distributions(base, world)[0].mean())
+    after = -float(distributions(PeftModel.from_pretrained(base, final), world)[0].mean())
+    assert [rows[-1][key] for key in KEYS[:2]] == pytest.approx([before, after], abs=1e-5)
 
 
 @either_way

@@ -90,7 +90,7 @@ def _run(
     import torch
 
     from tests.faults import sabotages
-    from tests.faults.points import Fail, Kill, Points, install
+    from tests.faults.points import Fail, Kill, Points, Short, install
     from truing.build.chain import resume, run
     from truing.core.errors import TruingError
     from truing.recipe.load import recipe_from
@@ -99,7 +99,8 @@ def _run(
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     getattr(sabotages, sabotage)()
-    points = Points(at, Kill(sender.send) if harm == "kill" else Fail(getattr(errno, harm)), kinds)
+    harms = {"kill": lambda: Kill(sender.send), "short": Short}
+    points = Points(at, harms[harm]() if harm in harms else Fail(getattr(errno, harm)), kinds)
     install(points, output)
     try:
         if (output / "recipe.yaml").is_file():

@@ -41,18 +41,21 @@ class Points:
     """Kinds that count; empty counts all."""
     passed: list[str] = field(default_factory=list)
 
-    def reach(self, kind: str, path: object = "", half: Callable[[], object] = lambda: None) -> None:
-        """Arrive at a point; `half` does half of what was to be done there."""
+    def reach(self, kind: str, path: object = "", half: Callable[[], int] = lambda: 0) -> int | None:
+        """Arrive at a point; `half` does half of what was to be done there.
+
+        Returns how much was done, where that is to be taken for all that could be; None where all is to be done.
+        """
         if self.kinds and kind not in self.kinds:
-            return
+            return None
         self.passed.append(kind)
-        self.harm.maybe(kind, str(path), len(self.passed), self.at, half)
+        return self.harm.maybe(kind, str(path), len(self.passed), self.at, half)
 
 
 class Harm:
     """What may be done at a point."""
 
-    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], object]) -> None:
+    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], int]) -> int | None:
         """Do it, where this is the point."""
 
 
@@ -62,11 +65,12 @@ class Kill(Harm):
 
     tell: Callable[[tuple[str, Any]], object]
 
-    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], object]) -> None:
+    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], int]) -> int | None:
         if number == at:
             half()
             self.tell(("killed", f"{kind} {path}".strip()))
             os.kill(os.getpid(), signal.SIGKILL)
+        return None
 
 
 @dataclass(slots=True)
@@ -75,14 +79,25 @@ class Fail(Harm):
 
     number: int
 
-    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], object]) -> None:
+    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], int]) -> int | None:
         if kind in TRAINING or number < at or not at:
-            return
+            return None
         if number == at and kind == "write":
             half()
         here = {errno.EIO: number == at, errno.ENOSPC: kind in GROWS, errno.EROFS: kind != "fsync"}
         if here[self.number]:
             raise OSError(self.number, os.strerror(self.number), path)
+        return None
+
+
+@dataclass(slots=True)
+class Short(Harm):
+    """Write half of what was asked for and say so, without an error, as the system may: there, or everywhere for 0."""
+
+    def maybe(self, kind: str, path: str, number: int, at: int, half: Callable[[], int]) -> int | None:
+        if kind in ("write", "sendfile") and at in (0, number):
+            return half() or None  # a single byte has no half
+        return None
 
 
 class _File(io.FileIO):
@@ -95,11 +110,11 @@ class _File(io.FileIO):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
 
-        def half() -> None:
-            io.FileIO.write(self, view[: len(view) // 2])
+        def half() -> int:
+            return io.FileIO.write(self, view[: len(view) // 2])
 
-        self.points.reach("write", self.below, half)
-        return io.FileIO.write(self, view)
+        written = self.points.reach("write", self.below, half)
+        return io.FileIO.write(self, view) if written is None else written
 
 
 def install(points: Points, root: Path) -> None:
@@ -148,11 +163,17 @@ def _install_files(points: Points, root: Path) -> None:
 
     def around(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def called(path: Any, *rest: Any, **named: Any) -> Any:
+            def half() -> int:
+                source, offset, count = rest
+                return int(real(path, source, offset, count // 2))
+
             where: object = name_of(path) if isinstance(path, int) else path
             if named.get("dir_fd") is not None:  # of a folder that is being deleted
                 where = Path(name_of(named["dir_fd"])) / str(path)
             if is_ours(where):
-                points.reach(kind, below(where))
+                done = points.reach(kind, below(where), half if kind == "sendfile" else lambda: 0)
+                if done is not None:
+                    return done
             return real(path, *rest, **named)
 
         return called

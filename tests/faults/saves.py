@@ -118,13 +118,11 @@ def _save(folder: Path, step: int) -> None:
 
 def _latest(folder: Path) -> int | None:
     import torch
-    from safetensors import SafetensorError
 
     from truing.training import checkpoint
 
-    try:
-        found, _ = checkpoint.load_latest(folder)
-    except (OSError, ValueError, SafetensorError):
+    found, complaints = checkpoint.load_latest(folder)
+    if any("is no checkpoint" in complaint for complaint in complaints):  # though it was taken for whole
         return HALF
     if found is None:
         return None

@@ -76,6 +76,15 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(untouched: Any, tmp_p
     assert result_of(tmp_path / "run") == truth
 
 
+def test_writes_that_do_half_of_what_is_asked_change_nothing(untouched: Any, tmp_path: Path) -> None:
+    """The system may write less than it is given, without an error; whoever writes goes on with the rest."""
+    recipe, truth = untouched(CHAIN, True)
+    life = live(recipe, tmp_path / "run", harm="short")
+    assert life.kind == "done", life
+    assert life.told.count("write") > 100
+    assert result_of(tmp_path / "run") == truth
+
+
 def test_a_resume_that_forgets_a_random_state_is_noticed(untouched: Any, tmp_path: Path) -> None:
     recipe, truth = untouched(("kto",), True)
     lives(recipe, tmp_path / "run", [2], kinds=("update",), sabotage="forgets_torch")
@@ -106,6 +115,18 @@ def test_failing_at_every_operation_the_disk_costs_nothing_that_was_saved(
     told = lives(recipe, tmp_path / "run", EVERY_POINT, harm=harm)
     assert_they_say_what_failed(told, 30)
     assert result_of(tmp_path / "run") == truth
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_short_write_anywhere_changes_nothing(untouched: Any, tmp_path: Path, lora: bool) -> None:
+    recipe, truth = untouched(("kto",), lora)
+    for at in EVERY_POINT:
+        life = live(recipe, tmp_path / f"run-{at}", at, harm="short")
+        assert life.kind == "done", (at, life)
+        assert result_of(tmp_path / f"run-{at}") == truth, at
+        if len(life.told) < at:
+            return
 
 
 def assert_they_say_what_failed(told: Sequence[Any], at_least: int) -> None:

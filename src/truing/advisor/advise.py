@@ -53,7 +53,7 @@ def give_advice(asked: Asked, ways: Ways, console: Console, on_progress: Progres
     if ways.as_json:
         plans = [plan.as_json() for plan in needs.plans]
         told = {**advice.as_json(), "plan": plans, "no_plan": needs.unknown, "trial": trial and trial.sentence}
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(told, indent=2))
     else:
         show(advice, needs, trial, console)
     if advice.recipe is None:

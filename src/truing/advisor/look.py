@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,7 @@ from truing.advisor.ground import DataFile, Ground
 from truing.audit.audit import Audit, audit
 from truing.audit.facts import DataFacts
 from truing.core.errors import DataError
+from truing.core.files import read_json
 from truing.core.trees import ExampleKind
 from truing.data.records import read
 from truing.models.lora.settings import AdapterSettings
@@ -149,7 +149,7 @@ def _has_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in TEMPLATE_FILES):
         return True
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "tokenizer_config.json")
     except (OSError, ValueError):
         return False
     return isinstance(settings, dict) and bool(settings.get("chat_template"))

@@ -49,7 +49,10 @@ def annotator(
     folder = Path(settings.cache) if settings.cache is not None else run.path / "reference"
     built = ready.built
     key = f"{built.start_digest} {built.dtype} {built.calibration.matmul_precision}"
-    reference = ReferenceLogprobs(built.reference, LogprobStore(folder, key, ranks), apart)
+    store = LogprobStore(folder, key, ranks)
+    if store.damage is not None:
+        reporter.warn(store.damage)
+    reference = ReferenceLogprobs(built.reference, store, apart)
     if not ahead:
         return reference  # each row's when it first comes by
     count = min(ready.plan.rows_seen(), len(ready.dataset.train)) + sum(len(b.digests) for b in held_out)

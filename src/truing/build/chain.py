@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from truing.build.environment import positions_of
 from truing.build.forgetting import check_text
 from truing.build.judge import check_judge, with_judge_stage
+from truing.build.load_result import adapter_base
 from truing.build.policy import Start
 from truing.build.preview import show_batch, show_first
 from truing.build.rollout_stage import check_rewards, rollout_objective, with_reward_stages
@@ -230,15 +230,19 @@ def _finished(folder: Path) -> Start | None:
     config = final / "adapter_config.json"
     if not config.is_file():
         return Start(str(final.resolve()))
-    return Start(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"], final.resolve())
+    return Start(str(adapter_base(final)), final.resolve())
 
 
 def calibration_of(folder: Path) -> Calibration | None:
     """The choices an interrupted run made: made anew they could fall otherwise, and change the last digits."""
-    file = folder / "environment.json"
-    if not file.is_file():
+    if not (folder / "environment.json").is_file():
         return None
-    return Calibration(**json.loads(file.read_text(encoding="utf-8"))["calibration"])
+    try:
+        return Calibration(**RunDirectory(folder).read_object("environment.json")["calibration"])
+    except (LookupError, TypeError) as failure:
+        raise RunError(
+            f"{folder / 'environment.json'} is damaged: it has no choices to go on with ({failure!r})"
+        ) from None
 
 
 def _copy_final(source: Path, target: Path) -> None:

@@ -41,6 +41,8 @@ def with_density_ratios(annotate: Annotate, ready: Assembled, run: RunDirectory,
         return annotate
     company = ready.built.company
     store = LogprobStore(run.path / "density", _key(ready), company.ranks)
+    if store.damage is not None:
+        reporter.warn(store.damage)
     if not len(store):  # the file is whole or absent
         with company.whole():
             if company.ranks.first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from dataclasses import asdict
@@ -12,11 +11,15 @@ from typing import Any
 
 import torch
 
-from truing.core.errors import MachineError
+from truing.core.errors import MachineError, ModelError
+from truing.core.files import read_json
 from truing.models.calibration import Calibration, Widths
 from truing.recipe.schema import Stage
 
 PACKAGES = ("truing", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+WIDEST = 2**15
+"""The widest layer that is tried out: no larger one is common, and a config.json may say anything."""
 
 
 def choose_device(asked: str, number: int | None = None) -> torch.device:
@@ -50,12 +53,12 @@ def checkpoint_dtype(model: str) -> str:
 
 def widths_of(model: str) -> Widths:
     """The widths that a model folder's config.json states, under the names of the common families."""
-    values = _config(model)
-    values = values.get("text_config") or values
+    values = _text_config(model)
     usual = Widths()
 
     def first(default: int, *names: str) -> int:
-        return next((values[name] for name in names if isinstance(values.get(name), int)), default)
+        found = next((values[name] for name in names if isinstance(values.get(name), int)), default)
+        return min(max(found, 1), WIDEST)
 
     hidden = first(usual.hidden, "hidden_size", "n_embd", "d_model")
     return Widths(
@@ -67,15 +70,23 @@ def widths_of(model: str) -> Widths:
 
 def positions_of(model: str) -> int | None:
     """Tokens of context that a model folder's config.json states; None where it states none."""
-    values = _config(model)
-    values = values.get("text_config") or values
+    values = _text_config(model)
     return next((v for k in ("max_position_embeddings", "n_positions") if isinstance(v := values.get(k), int)), None)
 
 
 def _config(model: str) -> dict[str, Any]:
     config = Path(model) / "config.json"
-    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    try:
+        values = read_json(config) if config.is_file() else {}
+    except (OSError, ValueError) as failure:
+        raise ModelError(f"{config}: cannot be read: {failure}") from None
     return values if isinstance(values, dict) else {}
+
+
+def _text_config(model: str) -> dict[str, Any]:
+    values = _config(model)
+    inner = values.get("text_config")
+    return inner if isinstance(inner, dict) and inner else values
 
 
 def versions() -> dict[str, str]:

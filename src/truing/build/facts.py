@@ -41,7 +41,7 @@ def write_facts(ready: Assembled, run: RunDirectory, trained: int) -> None:
 
 def check_unchanged(ready: Assembled, run: RunDirectory) -> None:
     """Refuse to go on with other data, or from another model, than the run began with."""
-    began = run.read_json("environment.json")
+    began = run.read_object("environment.json")
     for file in began["data"]:
         now = {each["name"]: each["sha256"] for each in _files(ready)}.get(file["name"])
         if now != file["sha256"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from truing.core.errors import RunError
+from truing.core.files import read_json
+from truing.models.folder import scores_answers
 from truing.models.language_model import LanguageModel
-from truing.models.loading import SCORE, LoadedModel, load_model, load_tokenizer, scores_answers
+from truing.models.loading import SCORE, LoadedModel, load_model, load_tokenizer
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_config import CONFIG_FILE
 from truing.models.lora.peft_format import load_adapter
@@ -66,7 +67,8 @@ def is_scorer(path: Path) -> bool:
     """Whether a run, adapter or model is a reward model."""
     folder = result_folder(path)
     if (folder / CONFIG_FILE).is_file():
-        return SCORE in (_adapter_config(folder).get("modules_to_save") or ())
+        saved = _adapter_config(folder).get("modules_to_save")
+        return isinstance(saved, list) and SCORE in saved
     return scores_answers(folder)
 
 
@@ -141,10 +143,11 @@ def _open(path: Path, *, scores: bool, dtype: torch.dtype | None = None) -> Open
 def _adapter_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        values["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as failure:
-        raise RunError(f"{file} does not name its base model: {failure!r}") from failure
+        values = read_json(file)
+    except (OSError, ValueError) as failure:
+        raise RunError(f"{file} cannot be read: {failure}") from failure
+    if not isinstance(values, dict) or not isinstance(values.get("base_model_name_or_path"), str):
+        raise RunError(f"{file} does not name its base model: expected a path or id as 'base_model_name_or_path'")
     return values
 
 

@@ -25,9 +25,10 @@ from truing.core.samples import Sampled
 from truing.core.trees import Completion, Tree
 from truing.data.examples import Example, Prompt, Words
 from truing.data.packing import pack
+from truing.models.folder import model_digest
 from truing.models.heads import attach_score_head
 from truing.models.language_model import LanguageModel
-from truing.models.loading import SCORE, model_digest
+from truing.models.loading import SCORE
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_format import load_adapter
 from truing.models.roles import AdapterOverBase, FullModel, Role

@@ -31,7 +31,7 @@ from truing.build.samples import Sampler
 from truing.build.server import check_server
 from truing.build.steps import Moved, by_rollouts, by_rows, sizes_of
 from truing.build.watch import check_guards, guards_of
-from truing.core.errors import DataError, OutOfMemory, RecipeError
+from truing.core.errors import DataError, OutOfMemory, RecipeError, RunError
 from truing.core.text import harmless
 from truing.core.trees import Tree
 from truing.data.dataset import Dataset, load
@@ -45,6 +45,7 @@ from truing.planner.plan import Plan as Forecast
 from truing.planner.plan import Repack
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
+from truing.training.checkpoint import Checkpoint
 from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
 from truing.training.optimizer import Optimizer
@@ -193,7 +194,7 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
     if saved is not None:
         check_unchanged(ready, run)
         reporter.say(f"resuming {run.path} after step {saved.step} of {ready.total_steps}")
-        trainer.restore(saved)
+        _restore(trainer, saved)
     else:
         write_facts(ready, run, trainer.optimizer.parameter_count)
         trainer.forget()
@@ -201,6 +202,19 @@ def _fit(recipe: Recipe, ready: Assembled, trainer: Trainer, run: RunDirectory, 
         trainer.fit(complaints_before(ready.stage, ready.built, ready.dataset))
     except OutOfMemory as failure:
         raise OutOfMemory(f"{failure}{remedy(ready.forecast, ready.repack)}") from failure.__cause__
+
+
+def _restore(trainer: Trainer, saved: Checkpoint) -> None:
+    """Go back to a checkpoint; one that its manifest calls whole may still be of another program, or made up."""
+    try:
+        trainer.restore(saved)
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as failure:
+        raise RunError(
+            f"the checkpoint of step {saved.step} in {trainer.checkpoints} is not one of this run: {failure!r}; delete "
+            "it, and the run goes on from the one before"
+        ) from failure
 
 
 def introduce(ready: Assembled, reporter: Reporter) -> None:

@@ -23,7 +23,7 @@ from truing.build.stage import assemble, trainer_of
 from truing.core.errors import GuardError, TruingError
 from truing.core.trees import Completion, Tree
 from truing.data.records import read
-from truing.models.loading import model_digest
+from truing.models.folder import model_digest
 from truing.recipe.load import load_recipe
 from truing.training import checkpoint
 from truing.training.manifest import damage, file_digest
@@ -77,7 +77,7 @@ def _stage(place: Place, replay: int | None) -> Iterator[Finding]:
     if not (place.folder / "environment.json").is_file():
         yield Finding("stage", True, "not begun")
         return
-    environment = run.read_json("environment.json")
+    environment = run.read_object("environment.json")
     yield _sure("checkpoints", lambda: _checkpoints(place.folder))
     yield _sure("metrics", lambda: _metrics(run))
     yield _sure("data", lambda: _data(environment))
@@ -96,7 +96,7 @@ def _sure(what: str, look: Callable[[], Finding]) -> Finding:
         return look()
     except TruingError as failure:
         return Finding(what, False, str(failure))
-    except (KeyError, TypeError, ValueError, AttributeError) as failure:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, OSError) as failure:
         return Finding(what, False, f"a file that the run wrote has been damaged: {failure!r}")
 
 

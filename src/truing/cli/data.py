@@ -231,11 +231,10 @@ def _write_json(content: dict[str, object], target: str) -> None:
 
     from truing.core.errors import MachineError
 
-    text = json.dumps(content, indent=2, ensure_ascii=False)
     if target == "-":
-        click.echo(text)
+        click.echo(json.dumps(content, indent=2))  # in ASCII: it may be a terminal, and the words are the data's
         return
     try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        Path(target).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as fault:
         raise MachineError(f"cannot write {target}: {fault.strerror}") from fault

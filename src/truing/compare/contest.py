@@ -34,7 +34,7 @@ from truing.data.records import read
 from truing.evaluate.board import LineBoard, LiveBoard, board
 from truing.evaluate.held_out import GENERAL_LENGTH, GENERAL_LIMIT, KEYS, Exam, Measured
 from truing.evaluate.processes import Done, Task, run_tasks
-from truing.models.loading import model_digest
+from truing.models.folder import model_digest
 from truing.rl.settings import RewardSettings
 from truing.training.manifest import file_digest
 from truing.training.settings import ForgettingSettings

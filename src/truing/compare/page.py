@@ -128,7 +128,7 @@ def _answers(verdict: Verdict) -> list[Markup]:
     exam = verdict.contest.exam
     if exam.prompts is None:
         return []
-    asked = [json.loads(line)["prompt"] for line in Path(exam.prompts).read_text(encoding="utf-8").splitlines()]
+    asked = [json.loads(line)["prompt"] for line in Path(exam.prompts).read_text(encoding="utf-8").split("\n") if line]
     written = {name: verdict.contest.measured(name)[0].written or () for name in verdict.names}
     rows_asked = list(dict.fromkeys(one.row for one in written[START]))[:PROMPTS]
     judged = exam.reward is not None

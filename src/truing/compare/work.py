@@ -19,7 +19,7 @@ from truing.data.packing import StepPlan
 from truing.evaluate.held_out import Exam, measure
 from truing.recipe.schema import Recipe, Stage
 from truing.training.progress import Reporter, Silent, peak_memory_bytes
-from truing.training.run_directory import replace_file
+from truing.training.run_directory import replace_file, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     if not files[0].is_file():
         stages = [file.parent for file in folder.glob("*/metrics.jsonl") if file.parent.name.split("-")[0].isdigit()]
         files = [stage / "metrics.jsonl" for stage in sorted(stages, key=lambda one: int(one.name.split("-")[0]))]
-    files = [file for file in files if file.is_file()]
-    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [row for file in files for row in rows_of(file)]
 
 
 def _start(stage: Stage) -> Start:

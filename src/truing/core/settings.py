@@ -91,7 +91,7 @@ def parse(
 
 
 def _complaint(cls: type[Settings], problem: Any, where: Callable[[tuple[str | int, ...]], str]) -> str:
-    path, section = _place(cls, problem["loc"])
+    path, section = _place(cls, problem["loc"], whole=problem["type"] in ("extra_forbidden", "missing"))
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         known = [] if section is None else list(section.model_fields)
@@ -114,12 +114,20 @@ def _is_branch_name(part: str | int) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a thousand lists in each other
+        text = type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _place(cls: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
-    """A complaint's path as a person wrote it, and the section that its last key should belong to."""
+def _place(
+    cls: type[BaseModel], loc: tuple[str | int, ...], *, whole: bool
+) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
+    """A complaint's path as a person wrote it, and the section that its last key should belong to.
+
+    `whole` says that the path ends with a key, however that is written, and not with a branch of a union.
+    """
     path: list[str | int] = []
     section: type[BaseModel] | None = cls
     choices: tuple[type[BaseModel], ...] = ()
@@ -136,7 +144,7 @@ def _place(cls: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[tuple[str 
         field = section.model_fields.get(part) if section is not None else None
         choices = settings_in(field.annotation) if field else ()
         section = choices[0] if choices else None
-    return (*path, *(part for part in loc[-1:] if not _is_branch_name(part))), section
+    return (*path, *(part for part in loc[-1:] if whole or not _is_branch_name(part))), section
 
 
 def settings_in(annotation: Any) -> tuple[type[BaseModel], ...]:

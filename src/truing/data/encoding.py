@@ -14,6 +14,7 @@ from truing.data.examples import Comparison, Demonstration, Example, Judgement, 
 from truing.data.faults import Faults, RowError
 from truing.data.rows import as_messages
 from truing.data.settings import DataSettings, LossOn
+from truing.data.template_limits import TooCostly
 from truing.data.templates import Part, Template
 from truing.data.tokens import Piece, Pieces
 from truing.data.truncation import Cuts, longest, truncate
@@ -163,7 +164,7 @@ def _draw_chunk(
         try:
             found = draw(example, template, settings.loss_on)
         except TemplateError as fault:
-            if settings.on_bad_row == "stop":
+            if settings.on_bad_row == "stop" or isinstance(fault, TooCostly):  # the next row would be as costly
                 raise TemplateError(f"{example.origin}: {fault}") from None
             refused.add(RowError(example.origin, "the template refused it", str(fault)))
             drawn.append(None)

@@ -11,13 +11,20 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from truing.core.errors import DataError
 
 Row = tuple[int, dict[str, object]]
 Reader = Callable[[bytes, str], list[Row]]
+
+MAX_UNPACKED = 4 * 2**30
+"""Bytes that a file may unpack to; one of 4 MB can hold 4 GB of nothing."""
+
+PORTION = 2**28
+"""Bytes of a Parquet table that are unpacked at a time, at most."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may stand for half a character; only such text is searched for halves that stand alone."""
@@ -89,13 +96,43 @@ def read_parquet(content: bytes, name: str) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(content))
-        names = table.column_names
-        rows = table.to_pylist() if len(set(names)) == len(names) else []
+        with pq.ParquetFile(io.BytesIO(content)) as file:
+            names = file.schema_arrow.names
+            rows = _unpacked(file, name) if len(set(names)) == len(names) else []
     except (pa.ArrowException, ValueError, TypeError, LookupError, OSError, OverflowError) as fault:
         raise DataError(f"{name}: not a readable Parquet file: {str(fault).splitlines()[0]}") from None
     _refuse_duplicates(names, f"{name}: the table")
     return [(row, dict(values)) for row, values in enumerate(rows, start=1)]
+
+
+def _unpacked(file: Any, name: str) -> list[dict[str, object]]:
+    """The rows of an open Parquet file, in portions, since a small one can hold a large text a million times."""
+    groups = range(file.metadata.num_row_groups)
+    largest = max((file.metadata.row_group(n).total_byte_size for n in groups), default=0)  # of any cell, at most
+    rows: list[dict[str, object]] = []
+    size = 0
+    for batch in file.iter_batches(batch_size=min(max(PORTION // max(largest, 1), 1), 10_000)):
+        portion = batch.to_pylist()
+        size += _letters(portion)
+        if size > MAX_UNPACKED:
+            raise DataError(f"{name}: unpacks to more than {MAX_UNPACKED // 2**30} GiB; split it")
+        rows += portion
+    return rows
+
+
+def _letters(value: object) -> int:
+    """Bytes of all text in a value, roughly: what a dictionary in the file stands for, not what it takes there."""
+    size, todo = 0, [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str | bytes):
+            size += len(item)
+        elif isinstance(item, dict):
+            todo += item.values()
+        elif isinstance(item, list | tuple):
+            size += 8 * len(item)
+            todo += item
+    return size
 
 
 def count_whole_rows(name: str, content: bytes) -> int:
@@ -196,7 +233,7 @@ def _lower(text: str) -> str:
 
 
 def _refuse_duplicates(names: list[str], where: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"{where} has the column '{twice[0]}' twice; rename one of them")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from truing.core.errors import DataError, MachineError, suggest
 from truing.core.trees import Origin
 from truing.data.faults import counted
-from truing.data.readers import choose_reader, count_whole_rows
+from truing.data.readers import MAX_UNPACKED, choose_reader, count_whole_rows
 
-MAX_UNPACKED = 4 * 2**30
-"""Bytes that a gzip may unpack to; a file of 4 MB can hold 4 GB of nothing."""
+MAX_RATIO, FREE_UNPACKED = 200, 2**26
+"""Beyond so many bytes a gzip may be so many times its size, which no text is: the worst of bombs is 1,000 times."""
 
 _PIECE = 2**16
 """Bytes unpacked at a time, so that what stands before a fault is kept."""
@@ -116,6 +116,10 @@ def _unpack(raw: bytes, name: str) -> bytes:
             raise DataError(f"{name}: not a sound gzip file: {_whole(name, out)}; {fault}") from None
         if len(out) > MAX_UNPACKED:
             raise DataError(f"{name}: unpacks to more than {MAX_UNPACKED // 2**30} GiB; unpack it and split it")
+        if len(out) > max(FREE_UNPACKED, MAX_RATIO * len(raw)):
+            raise DataError(
+                f"{name}: unpacks to over {MAX_RATIO} times its size, as no data does; if you know it, unpack it first"
+            )
         position += len(piece) - len(stream.unused_data)
         while stream.eof and position < len(raw) and raw[position] == 0:
             position += 1

@@ -13,6 +13,7 @@ import jinja2
 
 from truing.core.errors import TemplateError, suggest
 from truing.data.examples import Message, Messages, Words
+from truing.data.template_limits import TooCostly, check_length, limited, refuse_costly_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,19 @@ NAMES = ("alpaca", "chatml", "gemma", "llama3", "plain", "transcript")
 
 MAX_SOURCE = 2**18
 """Bytes of a template file; the longest in use are about a tenth of this."""
+
+REFUSALS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What rendering raises: the template's own refusal, or that of Python to do what it asks for."""
 
 REMEDY = "name one in the recipe: 'template: chatml', 'template: plain', or a Jinja file"
 
@@ -91,17 +105,22 @@ class Template:
             raise TemplateError(f"the data holds conversations, but the tokenizer has no chat template; {REMEDY}")
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns, chat_template=self.source, tokenize=False, add_generation_prompt=generation
+            with limited():
+                text = str(
+                    self.tokenizer.apply_chat_template(
+                        turns, chat_template=self.source, tokenize=False, add_generation_prompt=generation
+                    )
                 )
-            )
+            check_length(text, sum(len(message.content) for message in messages))
         except jinja2.TemplateSyntaxError as fault:
             raise TemplateError(f"template '{self.name}', line {fault.lineno}: {fault.message}") from None
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as fault:
-            raise TemplateError(f"template '{self.name}': {fault}") from None
         except RecursionError:
             raise TemplateError(f"template '{self.name}': endless recursion") from None
+        except TooCostly as fault:
+            raise TooCostly(f"template '{self.name}' {fault}") from None
+        except REFUSALS as fault:
+            raise TemplateError(f"template '{self.name}': {fault}") from None
+        return text
 
     def _rewrites(self, turn: int, turns: int) -> str:
         if turn == turns - 1:
@@ -127,6 +146,9 @@ def load_template(spec: str | None, tokenizer: PreTrainedTokenizerBase) -> Templ
     else:
         template = Template(spec, _file_source(spec), True, tokenizer)
     if template.source is not None:
+        if len(template.source) > MAX_SOURCE:
+            raise TemplateError(f"template '{template.name}' is over {MAX_SOURCE // 1024} KiB; {REMEDY}")
+        refuse_costly_numbers(template.source, template.name)
         _refuse_syntax_errors(template)
     return template
 
@@ -172,10 +194,13 @@ def _file_source(spec: str) -> str:
 def _refuse_syntax_errors(template: Template) -> None:
     """Compile the template now; what it says about a conversation shows when there is one."""
     try:
-        template.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}], chat_template=template.source, tokenize=False
-        )
-    except jinja2.TemplateSyntaxError as fault:
-        raise TemplateError(f"template '{template.name}', line {fault.lineno}: {fault.message}") from None
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        with limited():
+            template.tokenizer.apply_chat_template(
+                [{"role": "user", "content": "a"}], chat_template=template.source, tokenize=False
+            )
+    except (jinja2.TemplateSyntaxError, SyntaxError) as fault:
+        raise TemplateError(f"template '{template.name}', line {fault.lineno}: {fault}") from None
+    except TooCostly as fault:
+        raise TooCostly(f"template '{template.name}' {fault}") from None
+    except REFUSALS:
         return

@@ -160,4 +160,4 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a file of JSON lines; none where the run wrote no such file."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

@@ -16,10 +16,11 @@ from truing.core.batch import Batch, Layout, Outputs, Span, TreeSpans, collate
 from truing.core.errors import InputError, ModelError
 from truing.core.trees import IntArray, Tree
 from truing.models.attention import NAME, register
+from truing.models.folder import quiet_transformers
 from truing.models.growth import Growth
 from truing.models.heads import output_head
 from truing.models.kv_cache import Cache
-from truing.models.loading import SCORE, quiet_transformers
+from truing.models.loading import SCORE
 from truing.models.logprobs import chunk_rows, linear_logprobs, logits_logprobs, whole_logprobs
 from truing.models.next_token import NextTokens
 from truing.models.tree_plan import TreePlan, longest_path

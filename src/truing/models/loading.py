@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from truing.core.errors import ModelError, suggest
+from truing.core.errors import ModelError
+from truing.models.folder import (
+    architecture_of,
+    brief,
+    config_of,
+    digest,
+    json_object,
+    model_folder,
+    quiet_transformers,
+    scores_answers,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-"""What is fetched of a hub id: no code, no pickles."""
-
 HARMLESS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
 """Buffers that old checkpoints store and the model computes for itself."""
+
+NONSENSE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What libraries raise for files that make no sense to them, or name what they do not have."""
+
+SLACK = 64
+"""A model may take so many times the bytes of its weight files: a configuration may ask for any number of layers."""
 
 NOISES = ("jitter_noise", "input_jitter_noise")
 """Attributes besides dropout by which a layer in training mode adds noise."""
@@ -57,6 +78,8 @@ class Outline:
     """Tokens of context that the model was made for; None where its configuration names no limit."""
 
 
+_CODE = "needs code of its own ('auto_map'), which truing never runs; use a version that transformers supports itself"
+
 SCORE = "score"
 """Where transformers' sequence classifiers keep the head that makes a reward model of a language model."""
 
@@ -72,15 +95,15 @@ def load_model(
     `dtype` None keeps the checkpoint's own. Reads safetensors and JSON only; code that comes with a model is never run.
     Raises ModelError that says what is missing or does not match.
     """
-    folder = _folder(str(path))
-    raw = _config_json(folder)
-    weights = _weight_files(folder)
+    folder = model_folder(str(path))
+    raw = config_of(folder)
+    weights = weight_files(folder)
     with quiet_transformers():
         config = _config(folder, raw, scores)
         tokenizer = load_tokenizer(folder)
         if scores:
             _make_scorer(folder, config, tokenizer)
-        module = _module(folder, config, dtype, scores)
+        module = _module(folder, weights, config, dtype, scores)
     _check_vocabulary(folder, tokenizer, module)
     disable_dropout(module)
     return LoadedModel(
@@ -101,31 +124,44 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"{folder}: no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy the model's tokenizer here"
         )
+    settings = folder / "tokenizer_config.json"
+    raw = json_object(settings) if settings.is_file() else {}
+    _refuse_other_places(raw, settings)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        raise ModelError(f"{folder}: the tokenizer cannot be read: {_brief(failure)}") from None
+    except Exception as failure:  # noqa: BLE001 - the tokenizers' library, in Rust, raises nothing narrower
+        if "auto_map" in raw:
+            raise ModelError(f"{settings}: the tokenizer {_CODE}") from None
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {brief(failure)}") from None
     return tokenizer
+
+
+def _refuse_other_places(settings: Mapping[str, Any], file: Path) -> None:
+    """A tokenizer is read from its own folder, whatever files its settings name."""
+    for key, value in settings.items():
+        if key.endswith("_file") and isinstance(value, str) and Path(value).name != value:
+            raise ModelError(f"{file}: '{key}' names {value}, outside of the tokenizer's folder; expected a file in it")
 
 
 def read_outline(path: str | Path) -> Outline:
     """Read what a model's folder, or hub id, says of it besides the weights."""
     from transformers import GenerationConfig
 
-    folder = _folder(str(path))
+    folder = model_folder(str(path))
     with quiet_transformers():
-        text = _config(folder, _config_json(folder), scores=False).get_text_config()
+        text = _config(folder, config_of(folder), scores=False).get_text_config()
         tokenizer = load_tokenizer(folder)
         generation = text
         if (folder / "generation_config.json").is_file():
             try:
                 generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-            except (OSError, ValueError, TypeError) as failure:
-                raise ModelError(f"{folder}/generation_config.json: {_brief(failure)}") from None
+            except NONSENSE as failure:
+                raise ModelError(f"{folder}/generation_config.json: {brief(failure)}") from None
     positions = vars(text).get("max_position_embeddings", vars(text).get("n_positions"))
-    return Outline(tokenizer, _ends(tokenizer, generation.eos_token_id), None if positions is None else int(positions))
+    ends = _ends(tokenizer, generation.eos_token_id)
+    return Outline(tokenizer, ends, positions if isinstance(positions, int) else None)
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> frozenset[int]:
@@ -135,29 +171,14 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> f
     return _ends(tokenizer, generation.eos_token_id)
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, more: int | Sequence[int] | None) -> frozenset[int]:
-    found: set[int] = set()
-    for value in (tokenizer.eos_token_id, more):
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(int(token) for token in value)
+def _ends(tokenizer: PreTrainedTokenizerBase, more: object) -> frozenset[int]:
+    several = [tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])]
+    found = [token for token in several if token is not None]
+    if not all(isinstance(token, int) and 0 <= token < len(tokenizer) for token in found):
+        raise ModelError(
+            f"{tokenizer.name_or_path}: 'eos_token_id' is {brief(more)}; expected ids of its {len(tokenizer)} tokens"
+        )
     return frozenset(found)
-
-
-def digest(files: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of files, read in pieces."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(file.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
-def model_digest(path: str | Path) -> str:
-    """The `digest` that `load_model` gives for this folder."""
-    folder = _folder(str(path))
-    return digest([folder / "config.json", *_weight_files(folder)])
 
 
 def disable_dropout(module: nn.Module) -> None:
@@ -175,102 +196,10 @@ def disable_dropout(module: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' warnings and progress bars off the terminal; what matters is raised as an error."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelError(f"model: {path} is a file; give the folder that holds config.json and *.safetensors")
-    parent = folder.parent
-    looks_local = path.startswith((".", "~", "/")) or path.count("/") > 1 or (parent != Path() and parent.is_dir())
-    near = suggest(folder.name, [entry.name for entry in parent.iterdir() if entry.is_dir()]) if parent.is_dir() else ""
-    near = near if near.startswith("; did you mean") else ""
-    if looks_local:
-        raise ModelError(f"model: there is no folder {path}{near}")
-    return _from_hub(path, near)
-
-
-def _from_hub(name: str, near: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet_transformers():
-            return Path(snapshot_download(name, allow_patterns=HUB_FILES, etag_timeout=5))
-    except (OSError, ValueError) as failure:  # every error of the hub's client is one of these
-        raise ModelError(
-            f"model: there is no folder {name}{near}, and it cannot be fetched from the hub "
-            f"({_brief(failure)}); give a folder that holds config.json and *.safetensors"
-        ) from None
-
-
-def _config_json(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{folder}: an adapter, not a model; give its base as `model` and this folder as `adapter.start`"
-            )
-        raise ModelError(f"{folder}: not a model folder: it has no config.json")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as failure:
-        raise ModelError(f"{file}: not valid JSON: {failure}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{file}: expected a JSON object, found {type(raw).__name__}")
-    return raw
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files transformers will read: the shards an index names, or the single file."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(f"{index}: not an index of weight files; expected a 'weight_map'") from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{folder}: {len(missing)} of {len(names)} weight files are missing, e.g. {missing[0]}")
-        return [folder / name for name in names]
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise ModelError(
-            f"{folder}: only pickled weights ({pickles[0]}), which can run code when read; convert them once where you "
-            "trust them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
-        )
-    raise ModelError(f"{folder}: a config.json but no weights; expected model.safetensors or its index")
-
-
-def scores_answers(path: str | Path) -> bool:
-    """Whether a model folder, by its config.json, is a sequence classifier, as reward models are."""
-    config = Path(path) / "config.json"
-    if not config.is_file():
-        return False
-    names = _config_json(Path(path)).get("architectures") or [""]
-    return str(names[0]).endswith("ForSequenceClassification")
-
-
 def _make_scorer(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """One score an answer; read at the last token, so pad must not be the token that ends answers."""
-    labels = len(vars(config).get("id2label") or {}) or 1
+    named = vars(config).get("id2label")
+    labels = len(named) if isinstance(named, dict) and named else 1
     if scores_answers(folder) and labels != 1:
         raise ModelError(f"{folder}: a classifier of {labels} labels; a reward model has one")
     config.num_labels = 1
@@ -288,15 +217,12 @@ def _config(folder: Path, raw: Mapping[str, Any], scores: bool) -> PretrainedCon
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as failure:
+    except (*NONSENSE, StrictDataclassError) as failure:
         if "auto_map" in raw:
-            raise ModelError(
-                f"{folder}/config.json: the model needs code of its own ('auto_map'), which truing never runs; "
-                "use a version of the model that transformers supports itself"
-            ) from None
-        raise ModelError(f"{folder}/config.json: {_brief(failure)}") from None
+            raise ModelError(f"{folder}/config.json: the model {_CODE}") from None
+        raise ModelError(f"{folder}/config.json: {brief(failure)}") from None
     known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _several(names)}
-    architecture = str((raw.get("architectures") or [""])[0])
+    architecture = architecture_of(raw)
     if scores:
         scorers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
         if config.model_type not in scorers:
@@ -318,11 +244,14 @@ def _several(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, scores: bool) -> PreTrainedModel:
+def _module(
+    folder: Path, weights: Sequence[Path], config: PretrainedConfig, dtype: torch.dtype | None, scores: bool
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     try:
+        _check_size(folder, kind, config, weights)
         module, report = kind.from_pretrained(
             str(folder),
             config=config,
@@ -335,8 +264,8 @@ def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, s
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
-        raise ModelError(f"{folder}: the weights cannot be loaded: {_brief(failure)}") from None
+    except NONSENSE as failure:
+        raise ModelError(f"{folder}: the weights cannot be loaded: {brief(failure)}") from None
     if scores and isinstance(head := getattr(module, SCORE, None), nn.Linear):
         if any(key.startswith(f"{SCORE}.") for key in report["missing_keys"]):
             nn.init.zeros_(head.weight)
@@ -350,6 +279,23 @@ def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, s
     _check_weights(folder, report, config)
     loaded: PreTrainedModel = module
     return loaded
+
+
+def _check_size(folder: Path, kind: Any, config: PretrainedConfig, weights: Sequence[Path]) -> None:
+    """Refuse a configuration of a model far larger than its weights, before any memory is taken for it."""
+    tensors, size = 0, sum(file.stat().st_size for file in weights)
+    for file in weights:
+        with safe_open(file, framework="pt") as opened:
+            tensors += len(opened.keys())
+    layers = vars(config.get_text_config()).get("num_hidden_layers") or 0
+    if layers <= tensors:  # each has weights of its own; only then is their number worth being built
+        with torch.device("meta"):
+            outline = kind.from_config(config, trust_remote_code=False)
+        if sum(part.numel() for part in (*outline.parameters(), *outline.buffers())) <= SLACK * size:
+            return
+    raise ModelError(
+        f"{folder}/config.json: describes a model far larger than its weight files; they do not belong together"
+    )
 
 
 def _check_weights(folder: Path, report: Mapping[str, Any], config: PretrainedConfig) -> None:
@@ -375,13 +321,10 @@ def _check_weights(folder: Path, report: Mapping[str, Any], config: PretrainedCo
 
 def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> None:
     rows = int(module.get_input_embeddings().weight.shape[0])
-    if len(tokenizer) > rows:
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    known = max(len(tokenizer), largest + 1)
+    if known > rows:
         raise ModelError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings; "
+            f"{folder}: the tokenizer has {known} tokens but the model only {rows} embeddings; "
             "they do not belong together, or tokens were added without enlarging the model"
         )
-
-
-def _brief(failure: Exception) -> str:
-    text = str(failure).strip() or type(failure).__name__
-    return " ".join(text.split())[:200]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.core.errors import ModelError, suggest
+from truing.core.files import read_json
 from truing.models.lora.settings import AdapterSettings, matches
 from truing.planner.families import FAMILIES, Family
 
@@ -21,6 +21,9 @@ ALIASES = {
     "num_experts": "num_local_experts",
 }
 """Other names for the same thing: those of GPT-2, and that of newer mixtures of experts."""
+
+MOST_LAYERS, LARGEST = 10_000, 2**32
+"""Layers of a model, and its other numbers, at most: a file may say anything."""
 
 SCORE = "score"
 """The head of a reward model or critic."""
@@ -213,12 +216,12 @@ def read_architecture(path: Path) -> Architecture:
     """Read a config.json, or that of a model folder; nothing else of the model is looked at."""
     file = path / "config.json" if path.is_dir() else path
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = read_json(file)
     except FileNotFoundError:
         raise ModelError(f"model: there is no {file}; give a model folder or the path of a config.json") from None
-    except (OSError, UnicodeDecodeError) as failure:
+    except OSError as failure:
         raise ModelError(f"{file}: cannot be read: {failure}") from None
-    except json.JSONDecodeError as failure:
+    except ValueError as failure:
         raise ModelError(f"{file}: not valid JSON: {failure}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{file}: expected a JSON object, found {type(raw).__name__}")
@@ -297,6 +300,8 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (value == 0 and default is None):
             found = "is missing" if value is None else f"is {value!r}"
             raise ModelError(f"{self.where}: '{key}' {found}; expected a whole number above 0")
+        if value > (limit := MOST_LAYERS if key == "num_hidden_layers" else LARGEST):
+            raise ModelError(f"{self.where}: '{key}' is over {limit:,}, which no model has")
         return value
 
     def flag(self, fixed: bool | None, key: str, default: bool) -> bool:

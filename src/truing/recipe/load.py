@@ -81,7 +81,7 @@ def _check_keys(document: Document, values: dict[str, Any]) -> None:
     known = [*Stage.model_fields, *TOP_ONLY]
     for key in values:
         if key not in known:
-            hint = f"; here it is {ELSEWHERE[str(key)]}" if key in ELSEWHERE else suggest(str(key), known)
+            hint = f"; here it is {ELSEWHERE[str(key)]}" if str(key) in ELSEWHERE else suggest(str(key), known)
             raise RecipeError(f"{document.where((str(key),))}'{key}' is not a known key{hint}")
 
 
@@ -129,7 +129,7 @@ def _absolute(stage: Stage, folder: Path) -> Stage:
         if value is None:
             return None
         for base in (Path.cwd(), folder):
-            if (base / value).exists():
+            if _exists(base / value):
                 return str((base / value).resolve())
         return value
 
@@ -170,6 +170,14 @@ def _found_server(stage: Stage) -> PolicyServerSettings | None:
     return server.model_copy(update={"folder": str(Path(server.folder).absolute())})
 
 
+def _exists(path: Path) -> bool:
+    """Whether it is there; a name that no file can have is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _found_reward(use: str, found: Callable[[str | None], str | None]) -> str:
     """A function's file or a reward model's folder as a whole path; a bare word may be an earlier stage's name."""
     if ".py:" in use:
@@ -208,12 +216,21 @@ def _apply(values: dict[str, Any], override: str) -> Path_:
 
 
 def _stage_called(stages: list[dict[str, Any]], word: str, override: str) -> int:
-    names = [str(s.get("name") or (s.get("objective") or {}).get("use", "")) for s in stages]
-    if word in names:
-        return names.index(word)
-    if word.isdigit() and int(word) < len(stages):
-        return int(word)
+    names = _stage_names(stages)
+    index = names.index(word) if word in names else int(word) if word.isdecimal() and len(word) < 5 else len(names)
+    if index < len(names) and isinstance(stages[index], dict):
+        return index
     raise RecipeError(f"--set {override}: there is no stage '{word}'{suggest(word, names)}")
+
+
+def _stage_names(stages: object) -> list[str]:
+    """What stages are called by, of a recipe that is not checked yet."""
+    names = []
+    for stage in stages if isinstance(stages, list) else []:
+        objective = stage.get("objective") if isinstance(stage, dict) else None
+        use = objective.get("use", "") if isinstance(objective, dict) else ""
+        names.append(str((isinstance(stage, dict) and stage.get("name")) or use))
+    return names
 
 
 def _put(section: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -231,7 +248,7 @@ def _refuse_without_effect(values: dict[str, Any], path: Sequence[str], override
     if not isinstance(stages, list) or not stages:
         return
     if all(isinstance(stage, dict) and _has(stage, path) for stage in stages):
-        names = [str(stage.get("name") or stage["objective"]["use"]) for stage in stages]
+        names = _stage_names(stages)
         keys = " or ".join(f"stages.{name}.{'.'.join(path)}" for name in names)
         raise RecipeError(f"--set {override} has no effect: every stage sets its own; use {keys}")
 

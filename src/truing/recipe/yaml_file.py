@@ -13,6 +13,15 @@ from truing.core.errors import RecipeError
 
 Path_ = tuple[str | int, ...]
 
+MOST_KEYS = 20_000
+"""Keys and items of a recipe, each alias counted anew: a kilobyte of aliases of aliases can stand for millions."""
+
+LONGEST_NUMBER = 400
+DEEPEST = 100
+
+NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
+"""What PyYAML raises: it lets through what Python says of dates and numbers that there are not."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `2e-4` as text; people mean the number."""
@@ -61,18 +70,10 @@ def read(path: Path) -> Document:
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.y*ml"))[:5]) if path.parent.is_dir() else ""
         raise RecipeError(f"{path}: no such recipe{f' (that folder has {near})' if near else ''}") from None
-    except (OSError, UnicodeDecodeError) as failure:
+    except (OSError, ValueError) as failure:
         raise RecipeError(f"{path}: cannot be read as text: {failure}") from failure
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        lines: dict[Path_, int] = {}
-        if node is not None:
-            _note_lines(node, (), lines, str(path))
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as failure:
-        raise RecipeError(f"{path}: not valid YAML: {_first_line(failure)}") from None
-    except RecursionError:
-        raise RecipeError(f"{path}: nested too deeply") from None
+    lines: dict[Path_, int] = {}
+    values = _understood(text, lines, str(path), f"{path}: not valid YAML")
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys such as `model:` and `objective:`")
     return Document(str(path), values, lines)
@@ -80,17 +81,45 @@ def read(path: Path) -> Document:
 
 def value_of(text: str) -> Any:
     """Read the value of a `key=value` override as YAML would."""
+    return _understood(text, {}, "--set", f"--set: '{text}' is not a YAML value")
+
+
+def _understood(text: str, lines: dict[Path_, int], file: str, complaint: str) -> Any:
+    """The values of a YAML text; the line of each key goes into `lines`."""
+    if is_deep(text):
+        raise RecipeError(f"{complaint}: nested too deeply")
     try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _note_lines(node, (), lines, file)
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as failure:
-        raise RecipeError(f"--set: '{text}' is not a YAML value: {_first_line(failure)}") from None
+    except NO_YAML as failure:
+        raise RecipeError(f"{complaint}: {_first_line(failure)}") from None
+    except RecursionError:
+        raise RecipeError(f"{complaint}: nested too deeply") from None
+
+
+def is_deep(text: str) -> bool:
+    """Whether brackets, or dashes in one line, are nested as no recipe's are: PyYAML's time grows with their square."""
+    depth = 0
+    for bracket in re.finditer(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket[0] in "[{" else -1))
+        if depth > DEEPEST:
+            return True
+    return re.search(rf"(?:[-?:][ \t]+){{{DEEPEST}}}", text) is not None
 
 
 def _note_lines(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > MOST_KEYS:
+        raise RecipeError(f"{file}: over {MOST_KEYS:,} keys and items, aliases counted in full; a recipe has a hundred")
+    if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST_NUMBER and node.tag.endswith(("int", "float")):
+        raise RecipeError(f"{file}:{node.start_mark.line + 1}: a number of {len(node.value):,} digits")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*path, str(key.value))
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{file}:{key.start_mark.line + 1}: a key has to be a word")
+            here = (*path, key.value)
             if here in lines:
                 raise RecipeError(f"{file}:{key.start_mark.line + 1}: '{key.value}' is given twice in this section")
             lines[here] = key.start_mark.line + 1
@@ -100,7 +129,7 @@ def _note_lines(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str
             _note_lines(value, (*path, index), lines, file)
 
 
-def _first_line(failure: yaml.YAMLError) -> str:
-    mark = getattr(failure, "problem_mark", None)
-    problem = getattr(failure, "problem", None) or str(failure).splitlines()[0]
-    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)
+def _first_line(failure: Exception) -> str:
+    if isinstance(failure, yaml.MarkedYAMLError) and failure.problem_mark is not None:
+        return f"line {failure.problem_mark.line + 1}: {failure.problem}"
+    return (str(failure).splitlines() or [type(failure).__name__])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,9 @@ from typing import Any, Literal
 import yaml
 
 from truing.core.errors import InputError, RunError
+from truing.core.files import parse_json
 from truing.core.settings import parse
+from truing.recipe.yaml_file import NO_YAML, is_deep
 from truing.training.figures import Row, number, step_of
 from truing.training.guard_settings import LimitSettings
 from truing.training.signs import Facts
@@ -223,10 +224,16 @@ def _text(file: Path, notes: list[str]) -> str:
 
 
 def _stage(text: str, notes: list[str]) -> Mapping[str, Any]:
+    if is_deep(text):
+        notes.append(f"{RECIPE} is damaged: nested too deeply")
+        return {}
+    loader = _loader(text)
     try:
-        recipe = mapping(yaml.load(text, Loader=_loader(text)))
-    except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        notes.append(f"{RECIPE} is damaged: {str(fault).splitlines()[0]}")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=loader)):
+            raise ValueError("it has aliases, and no run writes any")
+        recipe = mapping(yaml.load(text, Loader=loader))
+    except (*NO_YAML, RecursionError) as fault:
+        notes.append(f"{RECIPE} is damaged: {(str(fault).splitlines() or [type(fault).__name__])[0]}")
         return {}
     stages = listed(recipe.get("stages"))
     return mapping(stages[0]) if stages else recipe
@@ -246,8 +253,8 @@ def _object(file: Path, notes: list[str]) -> Mapping[str, Any]:
         notes.append(f"{file.name} is missing.")
         return {}
     try:
-        return mapping(json.loads(_text(file, notes)))
-    except (ValueError, RecursionError):
+        return mapping(parse_json(_text(file, notes)))
+    except ValueError:
         notes.append(f"{file.name} is damaged.")
         return {}
 
@@ -263,8 +270,8 @@ def _lines(file: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append(row)

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truing.core.errors import MachineError, RunError
+from truing.core.files import read_json
 from truing.training.disk import check_room, free_bytes, in_units, on_disk
 from truing.training.manifest import MANIFEST, damage, write_manifest
 from truing.training.ranks import ALONE, Ranks
@@ -101,24 +103,27 @@ def load_latest(folder: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint | None, 
 
     Of several ranks the first looks, and all take the one that it found.
     """
-    found, complaints = _newest_sound(folder) if ranks.first else (None, [])
-    name = ranks.from_first(None if found is None else found.name)
-    return None if name is None else _read(folder / name), complaints
+    place, found, complaints = _newest_sound(folder) if ranks.first else (None, None, [])
+    name = ranks.from_first(None if place is None else place.name)
+    return found if ranks.first or name is None else _read(folder / name), complaints
 
 
-def _newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
-    complaints = []
+def _newest_sound(folder: Path) -> tuple[Path | None, Checkpoint | None, list[str]]:
+    complaints: list[str] = []
     for candidate in reversed(complete(folder)):
         problem = damage(candidate)
         if problem:
             complaints.append(f"{candidate} is damaged ({problem}); going back to the one before")
             continue
-        return candidate, complaints
-    return None, complaints
+        try:
+            return candidate, _read(candidate), complaints
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as failure:
+            complaints.append(f"{candidate} is no checkpoint ({failure!r}); going back to the one before")
+    return None, None, complaints
 
 
 def _read(folder: Path) -> Checkpoint:
-    values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "state.json")
     cuts = values.pop(CUTS, None)
     stored = None if cuts is None else Stored(folder / SHARDS, tuple(cuts))
     return Checkpoint(values.pop("step"), load_file(folder / "state.safetensors"), values, stored=stored)
@@ -245,13 +250,13 @@ def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def restore_random_states(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Put the global generators back to where `random_states` found them."""
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     try:
+        torch.set_rng_state(tensors["random.torch"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
         version, internal, gauss = values["python"]
         random.setstate((version, tuple(internal), gauss))
         name, keys, position, has_gauss, cached = values["numpy"]
         np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
-    except (KeyError, ValueError, TypeError) as failure:
+    except (LookupError, ValueError, TypeError, OverflowError, RuntimeError) as failure:
         raise RunError(f"the checkpoint's random states cannot be restored: {failure}") from failure

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from truing.core.errors import RunError
+from truing.core.files import parse_json
 from truing.training.disk import on_disk
 
 FILE = ".lock"
@@ -39,9 +40,9 @@ class Holder:
     def read(cls, text: str) -> Holder | None:
         """The holder that a lock file names; None where it names none."""
         try:
-            found = json.loads(text)
+            found = parse_json(text)
             return cls(int(found["process"]), str(found["boot"]), str(found["machine"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, OverflowError):
             return None
 
     def is_gone(self) -> bool:

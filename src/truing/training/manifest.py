@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from truing.core.files import read_json
+
 MANIFEST = "manifest.json"
 
 
@@ -19,8 +21,10 @@ def write_manifest(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """Say what of a folder is not as its manifest has it; None where all is."""
     try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, digest in dict(digests).items():
+        digests = dict(read_json(folder / MANIFEST))
+        for name, digest in digests.items():
+            if not _is_below(folder, name):
+                return f"its manifest names {name}, which is not a file of it"
             if file_digest(folder / name) != digest:
                 return f"{name} does not match its SHA-256"
     except FileNotFoundError as missing:
@@ -28,6 +32,12 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, TypeError) as failure:
         return str(failure)
     return None
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether a manifest's name stays inside its folder, and is of no pipe, which would be waited for."""
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and ((folder / name).is_file() or not (folder / name).exists())
 
 
 def file_digest(path: Path) -> str:

@@ -15,13 +15,14 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingCo
 from rich.table import Column
 from rich.text import Text
 
+from truing.core.text import harmless
 from truing.training.curves import Curves, number
 from truing.training.ranks import Ranks
 from truing.training.sparkline import ASCII, BLOCKS
 
 
 class Reporter(Protocol):
-    """Receives what happens. Text that came from data has to be made harmless before it gets here."""
+    """Receives what happens. Whatever is shown in a terminal is made harmless for it here, wherever it came from."""
 
     def say(self, text: str) -> None:
         """A sentence worth reading."""
@@ -73,7 +74,7 @@ class Lines:
         self._started = 0.0
 
     def say(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(harmless(text) + "\n")
         sys.stdout.flush()
 
     def warn(self, text: str) -> None:
@@ -106,10 +107,10 @@ class Terminal:
         self._task: Task | None = None
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(harmless(text), markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+        self._console.print(f"warning: {harmless(text)}", style="yellow", markup=False, highlight=False)
 
     def show(self, name: str, parts: Sequence[tuple[str, bool]]) -> None:
         line = Text(f"    {name:<10} ", style="dim")

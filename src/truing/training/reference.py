@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from truing.core.batch import Batch, keep_completions
@@ -20,19 +20,22 @@ from truing.training.disk import on_disk
 from truing.training.ranks import ALONE, Ranks
 from truing.training.run_directory import move, sync
 
+SEAL = "sha256"
+
 
 class LogprobStore:
     """Log-probs, or other numbers of a row, by tree digest.
 
-    The file's name hashes all else they depend on: model, adapter, precision.
+    The file's name hashes all else they depend on: model, adapter, precision. It holds the SHA-256 of its content, and
+    one that is damaged is passed over.
     """
 
     def __init__(self, folder: Path, key: str, ranks: Ranks = ALONE) -> None:
         self.file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         self._ranks = ranks
         self._values: dict[str, np.ndarray] = {}
-        if ranks.first:
-            self._read()
+        self.damage: str | None = self._read() if ranks.first else None
+        """Why the file that is there was passed over, in a sentence; None where it was not."""
         self._saved = len(self._values)
         self.exchange()
 
@@ -67,7 +70,8 @@ class LogprobStore:
         staging = self.file.with_suffix(f".{os.getpid()}.part")  # runs may share the folder
         with on_disk(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(self._as_arrays(), staging)
+            stored = self._as_arrays()
+            save_file(stored, staging, metadata={SEAL: _seal(stored)})
             sync(staging)
             move(staging, self.file)
         self._saved = len(self._values)
@@ -88,20 +92,34 @@ class LogprobStore:
         logprobs = np.concatenate([np.zeros(0, dtype=np.float32), *self._values.values()])
         return {"digests": digests.copy(), "lengths": lengths, "logprobs": logprobs}
 
-    def _read(self) -> None:
+    def _read(self) -> str | None:
         if not self.file.is_file():
-            return
+            return None
         try:
-            self._take(load_file(self.file))
-        except (SafetensorError, KeyError, OSError):
-            return  # a cache that cannot be read is computed again
+            with safe_open(self.file, framework="numpy") as opened:
+                stored: dict[str, np.ndarray] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+                seal = (opened.metadata() or {}).get(SEAL)
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as failure:
+            return f"{self.file} is damaged ({failure}) and is computed again"
+        if seal != _seal(stored):
+            return f"{self.file} is damaged (it does not match its SHA-256) and is computed again"
+        self._take(stored)
+        return None
 
     def _take(self, stored: Mapping[str, np.ndarray]) -> None:
         digests, lengths, logprobs = stored["digests"], stored["lengths"], stored["logprobs"]
-        if not len(digests) or lengths.sum() != len(logprobs) or len(lengths) != len(digests):
+        if not len(digests):  # which np.split would make one part of
             return
         for digest, part in zip(digests, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
             self.put(digest.tobytes().hex(), part)
+
+
+def _seal(stored: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes, formats and numbers."""
+    total = hashlib.sha256()
+    for name, array in sorted(stored.items()):
+        total.update(f"{name} {array.dtype} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 class ReferenceLogprobs:

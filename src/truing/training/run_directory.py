@@ -6,16 +6,18 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from truing.core.errors import RunError
-from truing.core.files import write_whole
+from truing.core.files import parse_json, read_json, write_whole
 from truing.training import lock
 from truing.training.disk import on_disk
 
-OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "served", "tensorboard", "wandb", "mlflow")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Folders that trackers write."""
+OWN_FOLDERS = ("reference", "density", "checkpoints", "base", "served", *TRACKERS)
 OWN_FILES = (
     "recipe.yaml",
     "environment.json",
@@ -67,7 +69,16 @@ class RunDirectory:
         return cls(path)
 
     def lock(self) -> None:
-        """Become the only writer; the lock ends with the process, however it ends."""
+        """Become the only writer; the lock ends with the process, however it ends.
+
+        Raises RunError where something in the folder is a link: what is behind one is nobody's to write or delete.
+        """
+        link = next((entry for entry in _own_entries(self.path) if entry.is_symlink()), None)
+        if link is not None:
+            raise RunError(
+                f"{link} is a link, and a run writes and deletes only what lies in its own folder; put what it points "
+                "to in its place"
+            )
         self._lock = lock.acquire(self.path)
 
     def close(self) -> None:
@@ -87,9 +98,16 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return read_json(self.path / name)
         except (OSError, ValueError) as failure:
             raise RunError(f"{self.path / name} cannot be read: {failure}") from failure
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run that holds an object."""
+        found = self.read_json(name)
+        if not isinstance(found, dict):
+            raise RunError(f"{self.path / name} holds {type(found).__name__} where an object is expected")
+        return found
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file such as metrics.jsonl."""
@@ -118,16 +136,14 @@ class RunDirectory:
         kept = itertools.takewhile(lambda row: row["step"] <= last_step, self.rows(name))
         self.write_text(name, "".join(_line(row) for row in kept))
 
+    def add_to_last(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Add figures to the last line of a file such as metrics.jsonl."""
+        *before, last = self.rows(name)
+        self.write_text(name, "".join(_line(row) for row in (*before, {**last, **figures})))
+
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a file such as metrics.jsonl; none where it is not there yet."""
-        file = self.path / name
-        found = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break  # the line that a kill cut short
-        return found
+        """The whole rows of a file such as metrics.jsonl; none where it is not there yet."""
+        return rows_of(self.path / name)
 
     def is_finished(self) -> bool:
         """Whether the result has been written."""
@@ -149,13 +165,43 @@ class OnlookersRun(RunDirectory):
 
     def truncate_lines(self, name: str, last_step: int) -> None: ...
 
+    def add_to_last(self, name: str, figures: Mapping[str, Any]) -> None: ...
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines that a run wrote, up to the first that is damaged; none where there is no file.
+
+    What a kill or a lost disk has harmed stands at the end, behind the last checkpoint.
+    """
+    found: list[dict[str, Any]] = []
+    # Not splitlines: the words of a model may hold other ends of lines, such as U+2028, which JSON leaves as they are.
+    for line in file.read_bytes().split(b"\n") if file.is_file() else ():
+        try:
+            row = parse_json(line.decode("utf-8"))
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        found.append(row)
+    return found
+
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _own_entries(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, without what trackers keep there, who link as they like."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        yield entry
+        if entry.is_dir() and not entry.is_symlink() and entry.name not in TRACKERS:
+            yield from _own_entries(entry)
+
+
 def _is_ours(entry: Path) -> bool:
     """Whether a run that has not made a step yet may have written this, or was writing it when it was killed."""
+    if entry.is_symlink():
+        return False
     if entry.name.startswith(".") and entry.suffix in (STAGED, LEAVING):
         return True
     if entry.is_dir():

@@ -181,6 +181,8 @@ class Trainer:
                 raise asked(f"stopped after step {self.progressed.step} of {total}, which is saved")
             clock = time.perf_counter()
         if self.progressed.step < last:  # a guard has ended it, or the source, and said why
+            if not self.progressed.ended and self.progressed.step > 0:
+                self._measure_end()
             self.progressed.ended = True
             self.run.truncate_lines("samples.jsonl", self.progressed.step - 1)
             self._write_samples(self.progressed.step)
@@ -189,6 +191,11 @@ class Trainer:
     def _asked(self, stop: Stop) -> type[Stopped] | None:
         """Whether anybody was asked to stop, so that all ranks stop after the same step."""
         return next((ERRORS[number] for number in self.ranks.everyone(stop.signal) if number is not None), None)
+
+    def _measure_end(self) -> None:
+        """What is measured at the end, where only the lack of another step has told that it is there."""
+        if self.at_end is not None:
+            self.run.add_to_last("metrics.jsonl", _finite(self.at_end()))
 
     def _prepared(self, steps: Iterator[PreparedStep]) -> PreparedStep | None:
         with naming(f"while step {self.progressed.step + 1} was prepared"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from truing.core.errors import AdapterError
+from truing.core.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -50,6 +52,10 @@ HONOURED = frozenset(
     }
 )
 
+PATIENCE = 0.5
+"""Seconds that a pattern may take: nested repetitions take for ever."""
+LARGEST_RANK = 2**16
+
 BASE_KEPT = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initialisations after which the base weight is still the original one, so that only A and B matter."""
 
@@ -83,7 +89,7 @@ class PeftConfig:
             return _ends_with(path, self.target_modules) and self._transformed(path)
         if self.target_modules.lower() == "all-linear":
             return path in all_linear and self._transformed(path)
-        return re.fullmatch(self.target_modules, path) is not None
+        return _found(regex.fullmatch, self.target_modules, path) is not None
 
     def saves(self, path: str) -> bool:
         """Whether a module is trained whole: its path ends with a name, at a dot or not."""
@@ -98,17 +104,18 @@ class PeftConfig:
         return self.alpha_pattern.get(_pattern_for(path, self.alpha_pattern), self.alpha)
 
     def _excluded(self, path: str) -> bool:
-        if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save):
+        if any(_found(regex.match, rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save):
             return True
         if isinstance(self.exclude_modules, str):
-            return re.fullmatch(self.exclude_modules, path) is not None
+            return _found(regex.fullmatch, self.exclude_modules, path) is not None
         return _ends_with(path, self.exclude_modules)
 
     def _transformed(self, path: str) -> bool:
         if not self.layers_to_transform:
             return True
         patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
-        found = next((match for match in (re.match(pattern, path) for pattern in patterns) if match), None)
+        matches = (_found(regex.match, pattern, path) for pattern in patterns)
+        found = next((match for match in matches if match), None)
         return found is not None and int(found.group(1)) in self.layers_to_transform
 
 
@@ -120,15 +127,15 @@ def read_config(folder: Path) -> PeftConfig:
     if not where.is_file():
         raise AdapterError(f"{folder}: not an adapter folder, it has no {CONFIG_FILE}")
     try:
-        raw = json.loads(where.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as fault:
+        raw = read_json(where)
+    except (OSError, ValueError) as fault:
         raise AdapterError(f"{where}: not JSON ({fault}); copy the file again from where it was trained") from None
     if not isinstance(raw, dict):
         raise AdapterError(f"{where}: expected a JSON object, found {type(raw).__name__}")
     _refuse_unsupported(raw, where)
     try:
         return _config(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as fault:
         raise AdapterError(f"{where}: a field is missing or of the wrong type: {fault}") from None
 
 
@@ -156,20 +163,32 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: Path) -> None:
 def _config(raw: Mapping[str, Any]) -> PeftConfig:
     targets, layers, exclude = raw["target_modules"], raw.get("layers_to_transform"), raw.get("exclude_modules")
     return PeftConfig(
-        rank=int(raw["r"]),
-        alpha=float(raw["lora_alpha"]),
+        rank=_rank(raw["r"]),
+        alpha=_finite(raw["lora_alpha"]),
         target_modules=targets if isinstance(targets, str) else _names(targets),
-        dropout=float(raw.get("lora_dropout") or 0.0),
+        dropout=_finite(raw.get("lora_dropout") or 0.0),
         rslora=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),
         pissa=raw.get("init_lora_weights") == "pissa",
         exclude_modules=exclude if isinstance(exclude, str) and exclude else _names(exclude or ()),
         modules_to_save=_names(raw.get("modules_to_save") or ()),
-        rank_pattern={key: int(value) for key, value in (raw.get("rank_pattern") or {}).items()},
-        alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
+        rank_pattern={key: _rank(value) for key, value in (raw.get("rank_pattern") or {}).items()},
+        alpha_pattern={key: _finite(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
         layers_to_transform=(layers,) if isinstance(layers, int) else tuple(int(index) for index in layers or ()),
         layers_pattern=_names(raw.get("layers_pattern") or ()),
     )
+
+
+def _rank(value: Any) -> int:
+    if not 1 <= int(value) <= LARGEST_RANK:
+        raise ValueError(f"expected a rank of 1 to {LARGEST_RANK}, found {value!r}")
+    return int(value)
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(float(value)):
+        raise ValueError(f"expected a finite number, found {value!r}")
+    return float(value)
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -184,4 +203,15 @@ def _ends_with(path: str, names: Collection[str]) -> bool:
 
 
 def _pattern_for(path: str, patterns: Mapping[str, object]) -> str:
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), path)
+    return next((key for key in patterns if _found(regex.match, rf"(.*\.)?({key})$", path)), path)
+
+
+def _found(match: Callable[..., Any], pattern: str, path: str) -> Any:
+    """What a pattern of a stranger matches; one that is none, or that never comes to an end, is refused."""
+    try:
+        return match(pattern, path, timeout=PATIENCE)
+    except TimeoutError:
+        reason = f"takes over {PATIENCE:g} s for the name of one module"
+    except (regex.error, RecursionError, MemoryError, ValueError) as fault:
+        reason = f"is no regular expression: {fault}"
+    raise AdapterError(f"{CONFIG_FILE}: the pattern {pattern[:100]!r} {reason}; write names of modules instead")

@@ -222,7 +222,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{folder}: there is no {WEIGHTS_FILE}")
     try:
         tensors = load_file(file)
-    except SafetensorError as fault:
+    except (SafetensorError, OSError, LookupError, AttributeError, ValueError) as fault:
         raise AdapterError(f"{file}: not a complete safetensors file ({fault}); copy or train it again") from None
     # Some versions of peft wrote DoRA's vector as a module.
     return {key.removeprefix(PREFIX).replace("_vector.weight", "_vector"): tensor for key, tensor in tensors.items()}
@@ -239,9 +239,16 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], fo
         for key in sorted(tensors.keys() & expected.keys())
         if tensors[key].shape != expected[key]
     ][:SHOWN]
+    odd = [key for key in sorted(tensors.keys() & expected.keys()) if not _is_sound(tensors[key])]
+    if odd:
+        problems.append(f"{len(odd)} tensors hold what are no finite real numbers: {_some(odd)}")
     if problems:
         remedy = "is it the base model that the adapter was trained on?"
         raise AdapterError("\n".join(f"{folder / WEIGHTS_FILE}: {problem}; {remedy}" for problem in problems))
+
+
+def _is_sound(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(torch.isfinite(tensor.float()).all())
 
 
 def _settings(
