@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.build.runs import metrics
 from tests.ranks.processes import on_ranks, train
 from tests.ranks.recipes import furthest, recipe, weights_apart, write_ground
 from truing.build.chain import run
@@ -90,5 +91,6 @@ def test_in_bfloat16_ranks_agree_to_its_rounding(use: str, lora: bool, ground: P
     values = recipe(ground, use, lora=lora, shard="all", **half)
     run(recipe_from(values), tmp_path / "alone", Silent())
     assert on_ranks(2, train, [(values, tmp_path / "two")]) == [0, 0]
-    apart, where = furthest(tmp_path / "alone", tmp_path / "two")
-    assert apart < 2e-2, where
+    for row, other in zip(metrics(tmp_path / "alone"), metrics(tmp_path / "two"), strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=2e-2)
+        assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=5e-2)
