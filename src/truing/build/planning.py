@@ -14,7 +14,7 @@ from truing.core.trees import Tree
 from truing.models.calibration import Widths, rate_of
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.planner.architecture import Architecture, architecture
-from truing.planner.machine import Machine, this_cpu
+from truing.planner.machine import Machine, shared_rate, this_cpu
 from truing.planner.methods import METHODS, Method
 from truing.planner.plan import Plan, Repack, make_plan, smallest_changes
 from truing.planner.request import reward_models
@@ -135,7 +135,7 @@ def _machine(ready: Assembled, model: Architecture) -> Machine:
     cpu = this_cpu()
     widths = Widths(model.hidden, model.inner, model.layers)
     rate = rate_of(calibration, widths, bf16=ready.built.dtype == torch.bfloat16)
-    return Machine(cpu.name, "cpu", cpu.memory, rate)
+    return replace(cpu, rates=None if rate is None else shared_rate(rate))
 
 
 def repacker(ready: Assembled) -> Repack:

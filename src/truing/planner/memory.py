@@ -79,16 +79,16 @@ to 6 %."""
 
 def predict(model: Architecture, setting: Setting, work: Work, process: int | None = None) -> Memory:
     """What training needs at most; `process` is what the interpreter holds where that has been measured."""
-    lasting = _lasting(model, setting)
+    lasting = lasting_terms(model, setting)
     lasting["process"] = PROCESS[setting.device] if process is None else process
     moments = [
         Memory(moment, lasting | terms)
         for micro in work.heaviest
-        for moment, terms in _Pass(model, setting, micro, several=work.several).moments()
+        for moment, terms in Pass(model, setting, micro, several=work.several).moments()
     ]
     moments.append(Memory("the update", lasting | {"gradients": WIDE * trained_numbers(model, setting)}))
     if setting.method.rollouts:
-        moments.append(Memory("writing completions", lasting | _rollout(model, setting, work)))
+        moments.append(Memory("writing completions", lasting | rollout_terms(model, setting, work)))
     if setting.device == "cpu":
         moments = [Memory(one.moment, {**one.terms, "heap": _holes(one)}) for one in moments]
     most = max(moments, key=lambda memory: memory.total)
@@ -152,7 +152,7 @@ def _scorer_numbers(model: Architecture) -> int:
     return model.numbers - head - (model.vocabulary if model.family.head_bias else 0) + model.hidden
 
 
-def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
+def lasting_terms(model: Architecture, setting: Setting) -> dict[str, int]:
     """What stays from the first step to the last."""
     method, own = setting.method, _own_numbers(model, setting)
     trained = trained_numbers(model, setting)
@@ -180,7 +180,7 @@ def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """Forward and backward of one micro-batch, as a sequence of moments."""
 
     model: Architecture
@@ -344,7 +344,7 @@ class _Pass:
         return hidden + self.model.vocabulary * rows
 
 
-def _rollout(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
+def rollout_terms(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
     """Keys and values of the rows that are written together, and the logits of their next token."""
     e = setting.activation
     rows = work.prompts * setting.method.group
