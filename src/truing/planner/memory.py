@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from truing.models.lora.settings import AdapterSettings
@@ -71,10 +71,18 @@ class Memory:
         return max(growing, key=lambda name: growing[name], default="weights")
 
 
-HEAP, HEAP_SHARE = 180_000_000, 0.385
-"""What a CPU's heap holds beside the bytes in use: glibc packs tensors of up to 32 MB into it and keeps the holes that
-freed ones leave. Fitted to 12 runs of benchmarks/plan_cpu.py; from call to call one run's peak differs by up
-to 6 %."""
+HEAP_SHARE, HEAP_SHARE_ADAPTED = 0.7, 1.15
+"""Holes of a CPU's heap, as a share of the activations that pass through it in a forward pass, whether they are kept or
+computed again: more under an adapter, whose small gradients stay and hold what lies below them. Fitted to 33 runs of
+benchmarks/plan_cpu.py so that none is more than 5 % under; from call to call one run's peak differs by up to 6 %."""
+
+MOST_HEAP = 600_000_000
+"""Bytes of holes at most, as far as any run has shown: 582 MB at 2,048 tokens at once, and 379 MB at 4,096, whose
+tensors are larger."""
+
+MAPPED = 32 * 2**20
+"""Bytes from which on glibc takes a tensor from the system by itself, and gives it back whole (mallopt(3),
+M_MMAP_THRESHOLD)."""
 
 
 def predict(model: Architecture, setting: Setting, work: Work, process: int | None = None) -> Memory:
@@ -89,10 +97,9 @@ def predict(model: Architecture, setting: Setting, work: Work, process: int | No
     moments.append(Memory("the update", lasting | {"gradients": WIDE * trained_numbers(model, setting)}))
     if setting.method.rollouts:
         moments.append(Memory("writing completions", lasting | rollout_terms(model, setting, work)))
-    if setting.device == "cpu":
-        moments = [Memory(one.moment, {**one.terms, "heap": _holes(one)}) for one in moments]
     most = max(moments, key=lambda memory: memory.total)
-    return Memory(most.moment, {name: most.terms[name] for name in ORDER if most.terms.get(name, 0) > 0})
+    terms = {**most.terms, "heap": _holes(model, setting, work) if setting.device == "cpu" else 0}
+    return Memory(most.moment, {name: terms[name] for name in ORDER if terms.get(name, 0) > 0})
 
 
 ORDER = (
@@ -112,14 +119,13 @@ ORDER = (
 )
 """Terms in the order of a table."""
 
-PASSING = ("activations", "layer at work", "log-probs", "KV cache")
-"""Terms whose tensors come and go within a step."""
 
-
-def _holes(memory: Memory) -> int:
-    """Bytes of a heap that nothing is in: they grow with what comes and goes in a step."""
-    passing = sum(memory.terms.get(name, 0) for name in PASSING)
-    return HEAP + round(HEAP_SHARE * passing)
+def _holes(model: Architecture, setting: Setting, work: Work) -> int:
+    """Bytes of a heap that nothing is in: what freed tensors too small for a mapping of their own leave."""
+    share = HEAP_SHARE if setting.adapter is None else HEAP_SHARE_ADAPTED
+    kept = replace(setting, checkpointing=False)
+    passing = max((Pass(model, kept, micro, several=True).in_the_heap() for micro in work.heaviest), default=0)
+    return min(MOST_HEAP, round(share * passing))
 
 
 def trained_numbers(model: Architecture, setting: Setting) -> int:
@@ -209,6 +215,14 @@ class Pass:
             kept_of_layer(self.model, layer, self.adapter, self.formats, forked=forked)
             for layer in range(self.model.layers)
         ]
+
+    def in_the_heap(self) -> int:
+        """Bytes that the layers keep of a micro-batch in tensors that are not mapped by themselves."""
+        tokens, e = self.micro.tokens, self.setting.activation
+        wide = tokens * self.model.inner * e >= MAPPED
+        if tokens * self.model.hidden * e >= MAPPED:
+            return 0
+        return tokens * sum(kept.all - (kept.feed + kept.product if wide else 0) for kept in self.kept)
 
     def moments(self) -> Iterator[tuple[str, dict[str, int]]]:
         """Terms of each moment that may be the highest."""

@@ -2,7 +2,9 @@
 
 Weights, gradients and moments are cut into as many parts as a copy of the model has devices (FSDP2's `fully_shard`: a
 unit for each layer, and one for embeddings and head). A unit is gathered before it is computed, the next one meanwhile;
-the gradients of a unit are summed over the copy's devices as soon as they are there, then over the copies.
+the gradients of a unit are summed over the copy's devices as soon as they are there, then over the copies. Rollouts
+have all weights whole. Where every device has a copy of its own, it trains as one that is alone, and gradients are
+summed once a step.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from truing.planner.memory import (
     Memory,
     Pass,
     lasting_terms,
+    predict,
     rollout_terms,
     trained_numbers,
     weight_bytes,
@@ -76,7 +79,7 @@ def units_of(model: Architecture, setting: Setting) -> Units:
         gradient = WIDE * sum(model.layer_numbers) / model.layers
         return Units(model.layers, layer, narrow * root, gradient, WIDE * root)
     adapters = trained_numbers(model, setting) / (1 + int(setting.method.critic)) / model.layers
-    return Units(model.layers, layer + narrow * adapters, narrow * root, WIDE * adapters, 0.0)
+    return Units(model.layers, layer + WIDE * adapters, narrow * root, WIDE * adapters, 0.0)
 
 
 def _numbers(model: Architecture, setting: Setting) -> int:
@@ -86,10 +89,13 @@ def _numbers(model: Architecture, setting: Setting) -> int:
 
 def rank_memory(model: Architecture, setting: Setting, layout: Layout, work: Work) -> Memory:
     """What a device holds at most."""
+    if layout.shards == 1:
+        alone = predict(model, setting, work)
+        return Memory(alone.moment, {**alone.terms, "buffers": _buffers(setting, layout)})
     units, trained = units_of(model, setting), trained_numbers(model, setting)
     lasting = {name: -(-value // layout.shards) for name, value in _lasting(model, setting).items()}
     lasting["process"] = PROCESS[setting.device]
-    lasting["buffers"] = _buffers(layout) if setting.device == "cuda" else 0
+    lasting["buffers"] = _buffers(setting, layout)
     gradients = WIDE * trained // layout.shards
     # The root and two layers are whole while one is computed. Going back, gradients of one are there in the weights'
     # format and once more in float32, on their way; those of the head wait for the embedding's.
@@ -123,8 +129,9 @@ def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
     return terms
 
 
-def _buffers(layout: Layout) -> int:
-    return BUFFERS * (int(layout.shards > 1) + int(layout.copies > 1))
+def _buffers(setting: Setting, layout: Layout) -> int:
+    groups = int(layout.shards > 1) + int(layout.copies > 1)
+    return BUFFERS * groups if setting.device == "cuda" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,34 +150,47 @@ def traffic_of(
     model: Architecture, setting: Setting, layout: Layout, cluster: Cluster, cost: Cost, work: Work
 ) -> Traffic:
     """Walk through a step: a unit is gathered, or summed, while another is computed."""
-    units = units_of(model, setting)
     inner, outer = Ring(cluster, layout.shards), Ring(cluster, layout.copies, layout.shards)
+    if layout.shards == 1:
+        gradients = WIDE * trained_numbers(model, setting)
+        seconds = outer.reduce(gradients)
+        return Traffic({"all-reduce": 2 * outer.sent(gradients)}, seconds, seconds)
+    units = units_of(model, setting)
     gather = _Units(inner.gather(units.layer), inner.gather(units.root))
     summed = _Units(
         inner.gather(units.layer_gradient) + outer.reduce(units.layer_gradient / layout.shards),
         inner.gather(units.root_gradient) + outer.reduce(units.root_gradient / layout.shards),
     )
-    assert cost.rates is not None
-    places = work.micros * (units.layers + 1)
-    forward = cost.forward.seconds(cost.rates) / places
-    trained = sum((cost.parts.get(name, Amount()) for name in ("body", "attention", "vocabulary")), Amount())
-    backward = max(0.0, trained.seconds(cost.rates) / places - forward)
-    passes, reads = work.micros * (1 + int(setting.method.critic)), work.micros * _reads(cost)
-    writings = 1 / setting.method.epochs if setting.method.rollouts else 0.0
-    down, up = units.layers * gather.layer, units.layers * (gather.layer + summed.layer)
-    seconds = passes * (gather.root + down + up + summed.root) + (reads + writings) * (gather.root + down)
+    passes = work.micros * (1 + int(setting.method.critic))
+    reads, writings = work.micros * int(setting.method.ahead), _writings(setting)
+    down, back = units.layers * gather.layer, units.layers * (gather.layer + summed.layer)
+    seconds = passes * (2 * gather.root + down + back + summed.root) + (reads + writings) * (gather.root + down)
     waited = seconds
     if cluster.hides:
+        forward, backward = _unit_seconds(cost, work.micros * (units.layers + 1))
         ahead = gather.root + gather.layer + (units.layers - 1) * max(0.0, gather.layer - forward)
-        behind = units.layers * max(0.0, gather.layer + summed.layer - backward) + summed.layer + summed.root
-        waited = passes * (ahead + behind) + reads * ahead + writings * (gather.root + down)
-    gathered = (passes + reads + writings) * units.weights + passes * units.layers * units.layer
+        behind = units.layers * max(0.0, gather.layer + summed.layer - backward)
+        last = gather.root + gather.layer + summed.layer + summed.root
+        waited = passes * (ahead + behind + last) + reads * ahead + writings * (gather.root + down)
     sent = {
-        "all-gather": inner.sent(gathered),
+        "all-gather": inner.sent((2 * passes + reads + writings) * units.weights),
         "reduce-scatter": inner.sent(passes * units.gradients),
         "all-reduce": 2 * outer.sent(passes * units.gradients / layout.shards),
     }
     return Traffic({name: value for name, value in sent.items() if value > 0}, seconds, min(waited, seconds))
+
+
+def _writings(setting: Setting) -> float:
+    """How often in a step all weights are gathered to write and to score completions."""
+    return 1 / setting.method.epochs if setting.method.rollouts else 0.0
+
+
+def _unit_seconds(cost: Cost, places: int) -> tuple[float, float]:
+    """Seconds of a unit's own forward and backward pass; the root counts as one of the layers."""
+    assert cost.rates is not None
+    forward = cost.forward.seconds(cost.rates)
+    trained = sum((cost.parts.get(name, Amount()) for name in ("body", "attention", "vocabulary")), Amount())
+    return forward / places, max(0.0, trained.seconds(cost.rates) - forward) / places
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +199,3 @@ class _Units:
 
     layer: float
     root: float
-
-
-def _reads(cost: Cost) -> float:
-    """Forward passes of a step that have no gradient."""
-    parts = sum((cost.parts.get(name, Amount()) for name in ("looking ahead", "reference", "scoring")), Amount())
-    return parts.operations / max(cost.forward.operations, 1.0)
