@@ -3,7 +3,8 @@
 python benchmarks/plan_published.py
 
 Nothing is run: each row is a measurement of somebody else, with its source, and the plan of the same setting. Their
-kernels are not ours (most compile the model), so that ratios within a table, from few GPUs to many, say more than a row.
+kernels are not ours (most compile the model), so that ratios within a table, from few GPUs to many, say more than a
+row.
 """
 
 from __future__ import annotations

@@ -35,6 +35,15 @@ FEWEST = 64
 CACHE_TOKENS = 32_768
 """Tokens whose keys and values are kept at a time."""
 
+WORTH_LAYING_OUT = 2**20
+"""Weights of a head above which a CPU writes completions with a copy of it that is laid out for few rows."""
+
+CHOICE = 2 * WIDE + 8
+"""Bytes of a logit while a token is chosen: log-probs, probabilities, and their sums in float64."""
+
+SCORES_KEPT = 3
+"""Float32 tensors of attention scores while a token is written."""
+
 PROCESS = {"cpu": 500_000_000, "cuda": 1_000_000_000}
 """CPU: Python with torch and transformers before a model is loaded, measured. GPU: the driver's context, workspaces of
 libraries and what the allocator cannot use; an estimate, to be replaced where a GPU is at hand."""
@@ -359,18 +368,21 @@ class Pass:
 
 
 def rollout_terms(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
-    """Keys and values of the rows that are written together, and the logits of their next token."""
-    e = setting.activation
-    rows = work.prompts * setting.method.group
-    prompt = max(1, work.prompt)
-    each = prompt + setting.method.group * setting.new_tokens
-    at_once = max(1, min(work.prompts, CACHE_TOKENS // each))
-    rows = at_once * setting.method.group if at_once < work.prompts else rows
-    cache = at_once * each * 2 * model.layers * model.keys * e
-    layer = at_once * prompt * (2 * model.inner + 4 * model.hidden) * e
+    """Keys and values of the rows that are written together, and the most of what a pass or a choice needs besides."""
+    e, prompt, new = setting.activation, max(1, work.prompt), setting.new_tokens
+    group = setting.method.group
+    at_once = max(1, min(work.prompts, CACHE_TOKENS // (prompt + group * new)))
+    rows = at_once * group
+    cached = at_once * prompt + rows * (new - 1)
+    # Prompts are computed at once; then each token attends to all before it, and is chosen from the whole vocabulary.
+    passing = at_once * prompt * (3 * model.inner + 4 * model.hidden + 2 * model.head_width) * e
+    attending = SCORES_KEPT * rows * model.heads * (prompt + new) * WIDE
+    chosen = CHOICE * rows * model.vocabulary
+    laid_out = e * model.head_numbers if setting.device == "cpu" and model.head_numbers >= WORTH_LAYING_OUT else 0
+    most = max(passing, attending, chosen)
     return {
-        "KV cache": cache,
-        "layer at work": layer,
-        "log-probs": rows * model.vocabulary * (3 * WIDE + (e if e < WIDE else 0)),
+        "KV cache": cached * 2 * model.layers * model.keys * e,
+        "layer at work": most if most > chosen else 0,
+        "log-probs": laid_out + (most if most == chosen else 0),
         "gradients": WIDE * trained_numbers(model, setting),
     }
