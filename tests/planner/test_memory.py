@@ -109,7 +109,8 @@ def test_a_cache_holds_a_key_and_a_value_for_each_layer_and_token() -> None:
     work = Work.of_steps([[[row]]], 1, prompts=2, prompt=100)
     found = predict(model, asked, work)
     assert found.moment == "writing completions"
-    # 2 prompts of 100 tokens, 8 completions of 1,000 each, whose last token nothing attends to; 28 layers, 8 heads of 128, two bytes, key and value
+    # 2 prompts of 100 tokens, 8 completions of 1,000 each, whose last token nothing attends to; 28 layers, 8 heads of
+    # 128, two bytes, key and value
     assert found.terms["KV cache"] == 2 * (100 + 8 * 999) * 28 * 2 * 8 * 128 * 2
 
 

@@ -20,6 +20,10 @@ SHARE = 0.4
 0.4 to 0.7; small models and short rows reach less, so that a run tells its own after the first steps."""
 
 
+SHARE_OF_OWN = 0.75
+"""The same of a rate that was timed with the model's own products, on a CPU."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What a device reaches while it trains."""
