@@ -18,15 +18,18 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, uncounted: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage | Tensor, int] = weakref.WeakKeyDictionary()
         for tensor in uncounted:
             self._known[tensor.untyped_storage()] = 0
 
     def _take(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+        storage: torch.UntypedStorage | Tensor = tensor  # a copy laid out for oneDNN shows none
+        size = tensor.numel() * tensor.element_size()
+        if not tensor.is_mkldnn:
+            storage = tensor.untyped_storage()
+            size = storage.nbytes()
         if storage in self._known:
             return
-        size = storage.nbytes()
         self._known[storage] = size
         self.now += size
         weakref.finalize(storage, self._give_back, size)

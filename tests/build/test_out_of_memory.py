@@ -90,7 +90,7 @@ def test_memory_that_runs_out_in_a_step_names_rows_term_and_remedy(
     monkeypatch.setattr(Role, "passes", passes)
     monkeypatch.setattr(planning, "resident_bytes", lambda: None)
     monkeypatch.setattr("truing.planner.memory.PROCESS", {"cpu": 0, "cuda": 0})
-    monkeypatch.setattr("truing.planner.memory.HEAP", 0)
+    monkeypatch.setattr("truing.planner.memory.MOST_HEAP", 0)
     with pytest.raises(OutOfMemory) as found:
         run(recipe(world), tmp_path / "run", Silent())
     said = str(found.value)

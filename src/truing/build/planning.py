@@ -14,12 +14,12 @@ from truing.core.trees import Tree
 from truing.models.calibration import Widths, rate_of
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.planner.architecture import Architecture, architecture
-from truing.planner.machine import Machine, this_cpu
+from truing.planner.machine import SHARE_OF_OWN, Machine, shared_rate, this_cpu
 from truing.planner.methods import METHODS, Method
 from truing.planner.plan import Plan, Repack, make_plan, smallest_changes
 from truing.planner.request import reward_models
 from truing.planner.setting import Row, Setting, Work, packed
-from truing.planner.text import gib
+from truing.planner.text import duration, gib
 from truing.recipe.schema import Stage
 from truing.training.progress import Reporter, resident_bytes
 
@@ -57,6 +57,9 @@ def tell(plan: Plan | None, repack: Repack, reporter: Reporter) -> None:
     if plan is None or plan.machine is None:
         return
     needed, there = gib(plan.memory.total), gib(plan.machine.memory)
+    seconds = plan.cost.seconds
+    if seconds is not None:
+        reporter.say(f"  time: about {duration(seconds)} predicted for {plan.cost.steps:,} steps")
     if plan.fits:
         reporter.say(f"  memory: {needed} predicted, {there} in {plan.machine.name}")
         return
@@ -135,7 +138,7 @@ def _machine(ready: Assembled, model: Architecture) -> Machine:
     cpu = this_cpu()
     widths = Widths(model.hidden, model.inner, model.layers)
     rate = rate_of(calibration, widths, bf16=ready.built.dtype == torch.bfloat16)
-    return Machine(cpu.name, "cpu", cpu.memory, rate)
+    return replace(cpu, rates=None if rate is None else shared_rate(rate, SHARE_OF_OWN))
 
 
 def repacker(ready: Assembled) -> Repack:

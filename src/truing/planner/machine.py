@@ -8,11 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from truing.core.errors import InputError, suggest
+from truing.planner.catalog import Catalog, catalog
 from truing.planner.setting import DeviceKind
 
 GIB = 2**30
 UNITS = {"gb": GIB, "gib": GIB, "g": GIB, "mb": 2**20, "mib": 2**20, "m": 2**20}
 """A card sold with "24 GB" has 24 GiB, so sizes on the command line are binary whatever they are called."""
+
+SHARE = 0.4
+"""Of a device's rate for plain products, what a whole step reaches where nobody has measured it. Well-fed GPUs reach
+0.4 to 0.7; small models and short rows reach less, so that a run tells its own after the first steps."""
+
+
+SHARE_OF_OWN = 0.75
+"""The same of a rate that was timed with the model's own products, on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device reaches while it trains."""
+
+    products: float
+    """Operations a second of linear layers."""
+    attention: float
+    """Operations a second of attention."""
+    bandwidth: float | None = None
+    """Bytes a second of everything between products; None: their time is in the two above."""
+    launch: float = 0.0
+    """Seconds that an operation takes however small it is; 0: their time is in the two above."""
+    said: str = ""
+    """Where they come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,51 +48,40 @@ class Machine:
     device: DeviceKind
     memory: int
     """Bytes."""
-    rate: float | None = None
-    """Operations a second of dense bf16 products (fp16 where a card has no bf16)."""
+    rates: Rates | None = None
     bandwidth: float | None = None
-    """Bytes a second."""
+    """Bytes a second of its memory, from a data sheet."""
+    link: float | None = None
+    """Bytes a second that a collective reaches each way between devices of a node."""
 
 
-def _card(name: str, gib: int, teraflops: float, gigabytes: float) -> Machine:
-    return Machine(name, "cuda", gib * GIB, teraflops * 1e12, gigabytes * 1e9)
-
-
-CARDS = {
-    card.name: card
-    for card in (
-        _card("t4", 16, 65.0, 320),
-        _card("l4", 24, 121.0, 300),
-        _card("a10g", 24, 70.0, 600),
-        _card("rtx3060", 12, 51.0, 360),
-        _card("rtx3090", 24, 71.0, 936),
-        _card("rtx4060ti-16gb", 16, 88.0, 288),
-        _card("rtx4090", 24, 165.2, 1008),
-        _card("rtx5090", 32, 209.5, 1792),
-        _card("a6000", 48, 154.8, 768),
-        _card("l40s", 48, 362.0, 864),
-        _card("v100", 32, 125.0, 900),
-        _card("a100-40gb", 40, 312.0, 1555),
-        _card("a100-80gb", 80, 312.0, 2039),
-        _card("h100", 80, 989.4, 3350),
-        _card("h200", 141, 989.4, 4800),
-        _card("b200", 180, 2250.0, 8000),
-    )
-}
-"""Memory, dense bf16 (T4, V100: fp16) tensor rate with float32 sums, and bandwidth, from NVIDIA's data sheets and
-architecture white papers: T4, V100, A10G, L4, L40S, A100, H100 SXM, H200 SXM, B200 data sheets; GA102, AD102 and
-Blackwell RTX white papers for the cards of the RTX line."""
+def shared_rate(rate: float, share: float = SHARE) -> Rates:
+    """Rates of a device of which no more is known than how fast its plain products are."""
+    return Rates(rate * share, rate * share, said=f"{share:.0%} of {rate / 1e12:,.3g} TFLOP/s")
 
 
 def named_card(name: str) -> Machine:
     """Return a card by name, or one of a given memory: `rtx4090`, `24GB`."""
-    word = name.lower().replace(" ", "").replace("_", "-")
-    if word in CARDS:
-        return CARDS[word]
+    word = card_word(name)
+    known = catalog()
+    if word in known.cards:
+        return _card(word, known)
     size = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", word)
     if size is not None and size[2] in UNITS:
         return Machine(name, "cuda", int(float(size[1]) * UNITS[size[2]]))
-    raise InputError(f"--gpu {name}: expected a size such as 24GB, or a card{suggest(word, CARDS)}")
+    raise InputError(f"--gpu {name}: expected a size such as 24GB, or a card{suggest(word, known.cards)}")
+
+
+def card_word(name: str) -> str:
+    """A card's name as it is listed."""
+    return name.lower().replace(" ", "").replace("_", "-")
+
+
+def _card(word: str, known: Catalog) -> Machine:
+    card = known.cards[word]
+    share = known.shares[word].share if word in known.shares else SHARE
+    rates = shared_rate(card.teraflops * 1e12, share)
+    return Machine(word, "cuda", card.memory * GIB, rates, card.bandwidth * 1e9, card.link * 1e9)
 
 
 def this_cpu() -> Machine:

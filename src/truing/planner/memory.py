@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from truing.models.lora.settings import AdapterSettings
@@ -34,6 +34,15 @@ FEWEST = 64
 
 CACHE_TOKENS = 32_768
 """Tokens whose keys and values are kept at a time."""
+
+WORTH_LAYING_OUT = 2**20
+"""Weights of a head above which a CPU writes completions with a copy of it that is laid out for few rows."""
+
+CHOICE = 2 * WIDE + 8
+"""Bytes of a logit while a token is chosen: log-probs, probabilities, and their sums in float64."""
+
+SCORES_KEPT = 3
+"""Float32 tensors of attention scores while a token is written."""
 
 PROCESS = {"cpu": 500_000_000, "cuda": 1_000_000_000}
 """CPU: Python with torch and transformers before a model is loaded, measured. GPU: the driver's context, workspaces of
@@ -71,28 +80,35 @@ class Memory:
         return max(growing, key=lambda name: growing[name], default="weights")
 
 
-HEAP, HEAP_SHARE = 180_000_000, 0.385
-"""What a CPU's heap holds beside the bytes in use: glibc packs tensors of up to 32 MB into it and keeps the holes that
-freed ones leave. Fitted to 12 runs of benchmarks/plan_cpu.py; from call to call one run's peak differs by up
-to 6 %."""
+HEAP_SHARE, HEAP_SHARE_ADAPTED = 0.7, 1.15
+"""Holes of a CPU's heap, as a share of the activations that pass through it in a forward pass, whether they are kept or
+computed again: more under an adapter, whose small gradients stay and hold what lies below them. Fitted to 33 runs of
+benchmarks/plan_cpu.py so that none is more than 5 % under; from call to call one run's peak differs by up to 6 %."""
+
+MOST_HEAP = 600_000_000
+"""Bytes of holes at most, as far as any run has shown: 582 MB at 2,048 tokens at once, and 379 MB at 4,096, whose
+tensors are larger."""
+
+MAPPED = 32 * 2**20
+"""Bytes from which on glibc takes a tensor from the system by itself, and gives it back whole (mallopt(3),
+M_MMAP_THRESHOLD)."""
 
 
 def predict(model: Architecture, setting: Setting, work: Work, process: int | None = None) -> Memory:
     """What training needs at most; `process` is what the interpreter holds where that has been measured."""
-    lasting = _lasting(model, setting)
+    lasting = lasting_terms(model, setting)
     lasting["process"] = PROCESS[setting.device] if process is None else process
     moments = [
         Memory(moment, lasting | terms)
         for micro in work.heaviest
-        for moment, terms in _Pass(model, setting, micro, several=work.several).moments()
+        for moment, terms in Pass(model, setting, micro, several=work.several).moments()
     ]
     moments.append(Memory("the update", lasting | {"gradients": WIDE * trained_numbers(model, setting)}))
     if setting.method.rollouts:
-        moments.append(Memory("writing completions", lasting | _rollout(model, setting, work)))
-    if setting.device == "cpu":
-        moments = [Memory(one.moment, {**one.terms, "heap": _holes(one)}) for one in moments]
+        moments.append(Memory("writing completions", lasting | rollout_terms(model, setting, work)))
     most = max(moments, key=lambda memory: memory.total)
-    return Memory(most.moment, {name: most.terms[name] for name in ORDER if most.terms.get(name, 0) > 0})
+    terms = {**most.terms, "heap": _holes(model, setting, work) if setting.device == "cpu" else 0}
+    return Memory(most.moment, {name: terms[name] for name in ORDER if terms.get(name, 0) > 0})
 
 
 ORDER = (
@@ -112,14 +128,13 @@ ORDER = (
 )
 """Terms in the order of a table."""
 
-PASSING = ("activations", "layer at work", "log-probs", "KV cache")
-"""Terms whose tensors come and go within a step."""
 
-
-def _holes(memory: Memory) -> int:
-    """Bytes of a heap that nothing is in: they grow with what comes and goes in a step."""
-    passing = sum(memory.terms.get(name, 0) for name in PASSING)
-    return HEAP + round(HEAP_SHARE * passing)
+def _holes(model: Architecture, setting: Setting, work: Work) -> int:
+    """Bytes of a heap that nothing is in: what freed tensors too small for a mapping of their own leave."""
+    share = HEAP_SHARE if setting.adapter is None else HEAP_SHARE_ADAPTED
+    kept = replace(setting, checkpointing=False)
+    passing = max((Pass(model, kept, micro, several=True).in_the_heap() for micro in work.heaviest), default=0)
+    return min(MOST_HEAP, round(share * passing))
 
 
 def trained_numbers(model: Architecture, setting: Setting) -> int:
@@ -152,7 +167,7 @@ def _scorer_numbers(model: Architecture) -> int:
     return model.numbers - head - (model.vocabulary if model.family.head_bias else 0) + model.hidden
 
 
-def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
+def lasting_terms(model: Architecture, setting: Setting) -> dict[str, int]:
     """What stays from the first step to the last."""
     method, own = setting.method, _own_numbers(model, setting)
     trained = trained_numbers(model, setting)
@@ -180,7 +195,7 @@ def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """Forward and backward of one micro-batch, as a sequence of moments."""
 
     model: Architecture
@@ -209,6 +224,14 @@ class _Pass:
             kept_of_layer(self.model, layer, self.adapter, self.formats, forked=forked)
             for layer in range(self.model.layers)
         ]
+
+    def in_the_heap(self) -> int:
+        """Bytes that the layers keep of a micro-batch in tensors that are not mapped by themselves."""
+        tokens, e = self.micro.tokens, self.setting.activation
+        wide = tokens * self.model.inner * e >= MAPPED
+        if tokens * self.model.hidden * e >= MAPPED:
+            return 0
+        return tokens * sum(kept.all - (kept.feed + kept.product if wide else 0) for kept in self.kept)
 
     def moments(self) -> Iterator[tuple[str, dict[str, int]]]:
         """Terms of each moment that may be the highest."""
@@ -344,19 +367,22 @@ class _Pass:
         return hidden + self.model.vocabulary * rows
 
 
-def _rollout(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
-    """Keys and values of the rows that are written together, and the logits of their next token."""
-    e = setting.activation
-    rows = work.prompts * setting.method.group
-    prompt = max(1, work.prompt)
-    each = prompt + setting.method.group * setting.new_tokens
-    at_once = max(1, min(work.prompts, CACHE_TOKENS // each))
-    rows = at_once * setting.method.group if at_once < work.prompts else rows
-    cache = at_once * each * 2 * model.layers * model.keys * e
-    layer = at_once * prompt * (2 * model.inner + 4 * model.hidden) * e
+def rollout_terms(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
+    """Keys and values of the rows that are written together, and the most of what a pass or a choice needs besides."""
+    e, prompt, new = setting.activation, max(1, work.prompt), setting.new_tokens
+    group = setting.method.group
+    at_once = max(1, min(work.prompts, CACHE_TOKENS // (prompt + group * new)))
+    rows = at_once * group
+    cached = at_once * prompt + rows * (new - 1)
+    # Prompts are computed at once; then each token attends to all before it, and is chosen from the whole vocabulary.
+    passing = at_once * prompt * (3 * model.inner + 4 * model.hidden + 2 * model.head_width) * e
+    attending = SCORES_KEPT * rows * model.heads * (prompt + new) * WIDE
+    chosen = CHOICE * rows * model.vocabulary
+    laid_out = e * model.head_numbers if setting.device == "cpu" and model.head_numbers >= WORTH_LAYING_OUT else 0
+    most = max(passing, attending, chosen)
     return {
-        "KV cache": cache,
-        "layer at work": layer,
-        "log-probs": rows * model.vocabulary * (3 * WIDE + (e if e < WIDE else 0)),
+        "KV cache": cached * 2 * model.layers * model.keys * e,
+        "layer at work": most if most > chosen else 0,
+        "log-probs": laid_out + (most if most == chosen else 0),
         "gradients": WIDE * trained_numbers(model, setting),
     }

@@ -78,7 +78,7 @@ def make_plan(
     """Predict a setting's memory and time."""
     work = repack(setting.micro_tokens)
     memory = predict(model, setting, work, process)
-    cost = cost_of(model, setting, work, None if machine is None else machine.rate)
+    cost = cost_of(model, setting, work, None if machine is None else machine.rates)
     return Plan(model, setting, work, memory, cost, machine)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from truing.models.lora.settings import AdapterSettings
 from truing.planner.architecture import Architecture, read_architecture
 from truing.planner.machine import Machine
 from truing.planner.methods import find_method
-from truing.planner.plan import Plan, Repack, make_plan, table_settings
+from truing.planner.plan import Plan, make_plan, table_settings
 from truing.planner.rows import read_sizes
 from truing.planner.setting import Base, DeviceKind, Row, Setting, Work, even_row, packed
 from truing.recipe.schema import Recipe, Stage
@@ -22,6 +22,9 @@ EXAMPLES = 8
 
 MICRO_TOKENS: dict[DeviceKind, int] = {"cpu": 4096, "cuda": 8192}
 """Tokens at once where nothing says: the trainer's own defaults."""
+
+Deal = Callable[[int, int], Work]
+"""The steps of a device with so many tokens at once, to which so many rows of each step are dealt."""
 
 TABLE_METHODS = ("sft", "dpo", "kto", "reward", "ppo")
 
@@ -44,12 +47,18 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A plan, and how its steps would be with other micro-batches."""
+    """A plan, and how its steps would be with other micro-batches, or dealt to several devices."""
 
     plan: Plan
-    repack: Repack
+    deal: Deal
     rows: str
     """Which rows were planned for."""
+    examples: int
+    """Rows of a step."""
+
+    def repack(self, micro_tokens: int) -> Work:
+        """The steps of one device."""
+        return self.deal(micro_tokens, self.examples)
 
 
 def answer(question: Question, machine: Machine | None, device: DeviceKind) -> Answer:
@@ -94,7 +103,7 @@ def _stage_answer(
         name,
         method,
         stage.adapter,
-        asked.get(stage.precision.dtype, _checkpoint(model)),
+        asked.get(stage.precision.dtype, checkpoint_format(model)),
         device,
         stage.precision.gradient_checkpointing,
         (stage.batch.micro_tokens or MICRO_TOKENS[device]) if stage.data.packing else 1,
@@ -133,19 +142,20 @@ def _of_rows(
         rows = [Row(row.prompt, written, sum(written)) for row in rows]
         steps = stage.optim.max_steps or steps * setting.method.epochs
 
-    def repack(micro_tokens: int) -> Work:
-        # The longest rows together: whatever order training takes them in, no step is heavier than this one.
-        heaviest = sorted(rows, key=lambda row: -row.tokens)[:per_step]
-        return _work(setting, [heaviest, list(rows)], per_step, micro_tokens, steps, stage.rollout.mini_batches)
+    longest = sorted(rows, key=lambda row: -row.tokens)
 
-    return Answer(make_plan(model, setting, repack, machine), repack, said)
+    def deal(micro_tokens: int, share: int) -> Work:
+        # The longest rows together: whatever order training takes them in, no step is heavier than this one.
+        return _work(setting, [longest[:share], longest], share, micro_tokens, steps, stage.rollout.mini_batches)
+
+    return _planned(model, setting, deal, machine, said, per_step)
 
 
 def _work(
     setting: Setting, groups: Sequence[Sequence[Row]], per_step: int, micro_tokens: int, steps: int, minis: int
 ) -> Work:
     """Heaviest step first, then all rows as one, for the averages."""
-    cut = [[part for row in group for part in row.cut(micro_tokens)] for group in groups]
+    cut = [_cut(setting, group, micro_tokens) for group in groups]
     prompts = per_step * minis if setting.method.rollouts else 0
     first = max((row.prompt for row in groups[0]), default=1)
     most = Work.of_steps([packed(cut[0], micro_tokens)], steps, prompts=prompts, prompt=first)
@@ -158,14 +168,28 @@ def _work(
     )
 
 
+def _cut(setting: Setting, rows: Sequence[Row], micro_tokens: int) -> list[Row]:
+    """Spread a rollout's prompts over micro-batches; a comparison stays whole, however long it is."""
+    if not setting.method.rollouts:
+        return list(rows)
+    return [part for row in rows for part in row.cut(micro_tokens)]
+
+
 def _answer(model: Architecture, question: Question, setting: Setting, machine: Machine | None) -> Answer:
     row = even_row(setting.method, question.length, setting.new_tokens, setting.method.group)
 
-    def repack(micro_tokens: int) -> Work:
-        return _work(setting, [[row] * question.examples], question.examples, micro_tokens, 1, 1)
+    def deal(micro_tokens: int, share: int) -> Work:
+        return _work(setting, [[row] * share], share, micro_tokens, 1, 1)
 
     said = f"rows of {question.length} tokens, half prompt and half completion"
-    return Answer(make_plan(model, setting, repack, machine), repack, said)
+    return _planned(model, setting, deal, machine, said, question.examples)
+
+
+def _planned(
+    model: Architecture, setting: Setting, deal: Deal, machine: Machine | None, said: str, examples: int
+) -> Answer:
+    plan = make_plan(model, setting, lambda micro_tokens: deal(micro_tokens, examples), machine)
+    return Answer(plan, deal, said, examples)
 
 
 def _setting(model: Architecture, question: Question, device: DeviceKind) -> Setting:
@@ -174,7 +198,7 @@ def _setting(model: Architecture, question: Question, device: DeviceKind) -> Set
         question.method,
         method,
         question.adapter,
-        question.base or _checkpoint(model),
+        question.base or checkpoint_format(model),
         device,
         question.checkpointing,
         question.micro_tokens or MICRO_TOKENS[device],
@@ -183,6 +207,6 @@ def _setting(model: Architecture, question: Question, device: DeviceKind) -> Set
     )
 
 
-def _checkpoint(model: Architecture) -> Base:
+def checkpoint_format(model: Architecture) -> Base:
     """The format that training keeps of a checkpoint's, where it is fast in it."""
     return "bf16" if model.dtype in ("bfloat16", "float16") else "fp32"

@@ -117,8 +117,8 @@ class Work:
 
     heaviest: tuple[Micro, ...]
     """Micro-batches of which one needs the most memory."""
-    several: bool
-    """Whether a step has more than one, so that its gradients are there while the next is computed."""
+    micros: int
+    """Micro-batches of a step at most."""
     tokens: float
     """Of a step on average; so are the next two."""
     targets: float
@@ -129,15 +129,20 @@ class Work:
     prompt: int = 0
     """Tokens of its longest prompt."""
 
+    @property
+    def several(self) -> bool:
+        """Whether gradients are there already while a later micro-batch is computed."""
+        return self.micros > 1
+
     @classmethod
     def of_steps(cls, steps: Iterable[Sequence[Sequence[Row]]], count: int, **rollout: int) -> Work:
         """Go through steps of micro-batches of rows; `count` is how many steps the run has."""
         most: dict[str, Micro] = {}
-        several, seen = False, 0
+        micros, seen = 0, 0
         tokens = targets = attended = 0
         for step in steps:
             seen += 1
-            several = several or len(step) > 1
+            micros = max(micros, len(step))
             for rows in step:
                 micro = Micro.of(rows)
                 for by, size in (("tokens", micro.tokens), ("targets", micro.targets), ("squares", micro.squares)):
@@ -148,7 +153,7 @@ class Work:
                 attended += sum(row.attended for row in rows)
         each = max(seen, 1)
         heaviest = tuple(dict.fromkeys(most.values()))
-        return cls(heaviest, several, tokens / each, targets / each, attended / each, count, **rollout)
+        return cls(heaviest, micros, tokens / each, targets / each, attended / each, count, **rollout)
 
 
 def even_row(method: Method, length: int, new_tokens: int, group: int) -> Row:

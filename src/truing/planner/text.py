@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from truing.core.text import harmless
-from truing.planner.cost import UTILISATION
 from truing.planner.machine import GIB
 from truing.planner.memory import trained_numbers
 from truing.planner.plan import NF4, Change, Plan, largest_that_fits, smallest_changes
@@ -63,13 +62,13 @@ def _said(change: Change) -> str:
 
 def _time(plan: Plan) -> Iterator[str]:
     cost = plan.cost
-    shares = ", ".join(f"{name} {value / cost.step:.0%}" for name, value in cost.parts.items())
+    computed = {name: part.operations / cost.step for name, part in cost.parts.items() if part.operations > 0}
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in computed.items())
     amount = f"{cost.step / 1e12:,.0f}" if cost.step > 1e14 else f"{cost.step / 1e12:.3g}"
     yield f"  a step computes {amount} TFLOP: {shares}"
-    if cost.seconds is not None:
+    if cost.seconds is not None and cost.rates is not None:
         steps = "a step takes" if cost.steps == 1 else f"{cost.steps:,} steps take"
-        rate = f"{UTILISATION:.0%} of {(cost.rate or 0) / 1e12:,.3g} TFLOP/s"
-        yield f"  {steps} about {_duration(cost.seconds)} at {rate}"
+        yield f"  {steps} about {duration(cost.seconds)} at {cost.rates.said}"
 
 
 def table_lines(cells: Iterable[tuple[str, str, Plan]]) -> Iterator[str]:
@@ -100,7 +99,12 @@ def gib(value: float) -> str:
     return f"{value / GIB:,.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:,.3g} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person thinks in.
+
+    >>> duration(0.026), duration(300), duration(7200)
+    ('0.026 s', '5 min', '2.0 h')
+    """
     if seconds < 90:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
