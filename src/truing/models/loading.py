@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from truing.core.errors import ModelError, suggest
+from truing.models.nf4 import Storage, quantisation, quiet_bitsandbytes, take_over
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -41,9 +42,11 @@ class LoadedModel:
     end_tokens: frozenset[int]
     """Tokens that end an answer: the tokenizer's, and those the generation settings add."""
     digest: str
-    """SHA-256 of the weights and the configuration."""
+    """SHA-256 of the weights and the configuration, as they are on the disk."""
     name: str
     """The path or hub id as it was given."""
+    storage: Storage = None
+    """How the linear layers of its body are stored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +65,12 @@ SCORE = "score"
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype | None, device: torch.device, scores: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    scores: bool = False,
+    storage: Storage = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer from a folder, or a hub id where the hub can be reached.
 
@@ -70,17 +78,20 @@ def load_model(
     holds one.
 
     `dtype` None keeps the checkpoint's own. Reads safetensors and JSON only; code that comes with a model is never run.
-    Raises ModelError that says what is missing or does not match.
+    With a `storage` the linear layers of its body are packed as they are read, from numbers in `dtype`. Raises
+    ModelError that says what is missing or does not match.
     """
     folder = _folder(str(path))
     raw = _config_json(folder)
     weights = _weight_files(folder)
-    with quiet_transformers():
+    with quiet_transformers(), quiet_bitsandbytes():
         config = _config(folder, raw, scores)
         tokenizer = load_tokenizer(folder)
         if scores:
             _make_scorer(folder, config, tokenizer)
-        module = _module(folder, config, dtype, scores)
+        module = _module(folder, config, dtype, scores, _placed(storage, device))
+        if storage is not None:
+            take_over(module)
     _check_vocabulary(folder, tokenizer, module)
     disable_dropout(module)
     return LoadedModel(
@@ -89,6 +100,7 @@ def load_model(
         end_tokens=end_tokens(tokenizer, module),
         digest=digest([folder / "config.json", *weights]),
         name=str(path),
+        storage=storage,
     )
 
 
@@ -318,7 +330,14 @@ def _several(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, scores: bool) -> PreTrainedModel:
+def _placed(storage: Storage, device: torch.device) -> dict[str, Any]:
+    """Arguments for transformers to pack layers where they will be used; none for an ordinary model."""
+    return {} if storage is None else {"quantization_config": quantisation(), "device_map": {"": device}}
+
+
+def _module(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, scores: bool, placed: Mapping[str, Any]
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
@@ -332,6 +351,7 @@ def _module(folder: Path, config: PretrainedConfig, dtype: torch.dtype | None, s
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are listed in the report, and refused below by name
             output_loading_info=True,
+            **placed,
         )
     except torch.OutOfMemoryError:
         raise
