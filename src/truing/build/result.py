@@ -15,6 +15,7 @@ from truing.core.errors import ParityFailed
 from truing.core.trees import Tree
 from truing.data.templates import Template
 from truing.models.lora.peft_format import save_adapter
+from truing.models.nf4 import write_storage
 from truing.training.disk import on_disk
 from truing.training.manifest import write_manifest
 from truing.training.progress import Reporter
@@ -65,6 +66,7 @@ def write_weights(built: BuiltPolicy, run: Path, folder: Path) -> Start:
         return Start(str(target.resolve()))
     base = _base_of(built, run)
     save_adapter(built.adapters, POLICY, folder, base_model=base)
+    write_storage(folder, built.loaded.storage)
     return Start(base, target.resolve())
 
 
