@@ -26,6 +26,8 @@ METHODS = ("sft", "dpo", "kto", "reward", "ppo")
 SHAPE = (512, 1280, 6, 8, 4)
 """Width, feed-forward, layers, heads, key heads."""
 
+ADAPTERS = {"none": "none", "lora": {"use": "lora", "rank": 16}, "qlora": {"use": "lora", "rank": 16, "base": "nf4"}}
+
 DEVICE = "cpu"
 
 
@@ -60,6 +62,8 @@ def cells() -> Iterator[Cell]:
         yield Cell(method, adapter, 512, 16_384, True, "bf16")
         yield Cell(method, adapter, 512, 16_384, False, family="gpt2")
         yield Cell(method, adapter, 512, 16_384, False, family="qwen3")
+    for method, again in itertools.product(("sft", "dpo", "ppo"), (False, True)):
+        yield Cell(method, "qlora", 512, 16_384, again, "bf16")
 
 
 def write_model(folder: Path, cell: Cell) -> None:
@@ -110,7 +114,7 @@ def recipe(cell: Cell, work: Path) -> dict[str, Any]:
     return {
         "model": str(work / "model"),
         "template": "plain",
-        "adapter": {"use": "lora", "rank": 16} if cell.adapter == "lora" else "none",
+        "adapter": ADAPTERS[cell.adapter],
         "objective": {"use": cell.method},
         "data": {"path": str(work / "rows.jsonl"), "max_length": cell.length + 8},
         "batch": {"examples": 8 if cell.length < 512 else 4 if cell.length < 1024 else 2, "micro_tokens": cell.tokens},

@@ -37,13 +37,20 @@ def test_every_recipe_that_is_advised_passes_a_dry_run(
     there = case(**{**known, **full})
     decision = decide(there)
     assert decision.use == use
-    assert decision.lora == (weights == "lora")
+    assert decision.weights == weights
     values = recipe_for(decision, there, ground(tmp_path, *KINDS, rewards=(paid,)))
     file = tmp_path / "advice.yaml"
     file.write_text(to_yaml(values, ("a test",)), encoding="utf-8")
     recipe = load_recipe(file)
     preview(recipe, Silent())
     assert recipe.stages[-1].objective["use"] == ("reward" if use == "best_of_n" else use)
+
+
+def test_a_recipe_over_four_bits_is_written_where_nothing_else_fits_and_passes_a_dry_run(tmp_path: Path) -> None:
+    there = case(comparisons=3000, lora_fits=False)
+    recipe = recipe_from(recipe_for(decide(there), there, ground(tmp_path, *KINDS)))
+    preview(recipe, Silent())
+    assert {stage.adapter.base for stage in recipe.stages if stage.adapter is not None} == {"nf4"}
 
 
 @pytest.mark.parametrize(

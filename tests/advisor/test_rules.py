@@ -84,7 +84,8 @@ def reached(rule: Rule, group: str) -> bool:
     if group == "method":
         return decide(case(**known)).method.id == rule.id
     for method in rule.applies_to or ("dpo",):
-        fits = {"lora_fits": False} if group == "adapter" and not known else {}
+        none = {"lora_fits": False, "qlora_fits": False}
+        fits = none if group == "adapter" and not known else {"lora_fits": False} if "qlora_fits" in known else {}
         found = decide(case(**{**FOR[method], **known, **fits}))
         decided = {"variant": (found.variant,), "adapter": (found.adapter,), "warnings": found.warnings}[group]
         if found.name != method or not any(one is not None and one.id == rule.id for one in decided):
@@ -115,7 +116,7 @@ def test_every_case_has_an_answer_in_every_group() -> None:
         assert not group[-1].when
     for method in {name for rule in BOOK.variant for name in rule.applies_to}:
         assert not [rule for rule in BOOK.variant if method in rule.applies_to][-1].when
-    for empty in (Case(), Case(lora_fits=False, full_fits=False)):
+    for empty in (Case(), Case(lora_fits=False, qlora_fits=False, full_fits=False)):
         assert decide(empty).name in NOT_TRAINED
 
 
@@ -195,7 +196,9 @@ def test_memory_decides_what_is_trained() -> None:
     assert decide(case(**pairs)).lora
     assert not decide(case(**pairs, parameters=1_000_000, full_fits=True)).lora
     assert decide(case(**pairs, parameters=1_000_000, full_fits=True, tasks=True)).lora
-    assert not decide(case(**pairs, lora_fits=False)).trains
+    packed = decide(case(**pairs, lora_fits=False))
+    assert (packed.weights, packed.lora, packed.trains) == ("qlora", True, True)
+    assert not decide(case(**pairs, lora_fits=False, qlora_fits=False)).trains
 
 
 def test_a_rule_that_asks_for_an_unknown_input_is_refused() -> None:

@@ -71,10 +71,12 @@ def test_what_does_not_fit_is_told_with_the_change_that_does(seven: str) -> None
     assert "smallest change that does: --set" in text
 
 
-def test_a_4_bit_base_is_planned_and_said_not_to_be_trained_yet(seven: str) -> None:
-    text = said("--model", seven, "--adapter", "qlora", "--checkpointing", "--examples", "1", "--gpu", "8GB")
-    assert "this version does not train a 4-bit base yet" in text
-    assert "fits into the 8.0 GiB" in text
+def test_a_4_bit_base_fits_where_16_bits_do_not(seven: str) -> None:
+    small = ("--checkpointing", "--examples", "1", "--gpu", "8GB")
+    assert "smallest change that does: --set adapter.base=nf4" in said("--model", seven, *small)
+    text = said("--model", seven, "--adapter", "qlora", *small)
+    assert "LoRA rank 16 over nf4, bf16" in text
+    assert "  fits into the 8.0 GiB" in text
 
 
 def test_the_table_has_every_method_and_way(seven: str) -> None:

@@ -74,7 +74,7 @@ class Advice:
             "answer": self.decision.method.answer,
             "trains": self.decision.trains,
             "objective": dict(self.decision.objective),
-            "adapter": self.decision.adapter.advise["adapter"],
+            "adapter": self.decision.weights,
             "rules": [_rule(rule) for rule in self.rules],
             "warnings": [_rule(rule) for rule in self.decision.warnings],
             "evidence": [one.model_dump() for one in self.evidence],

@@ -35,7 +35,8 @@ class Case:
     parameters: int | None = None
     full_fits: bool = True
     lora_fits: bool = True
-    """Whether SFT with all weights, or with LoRA, fits into the memory there is."""
+    qlora_fits: bool = True
+    """Whether SFT with all weights, with LoRA, or with LoRA over a 4-bit base, fits into the memory there is."""
     tuned: bool | None = None
     """Whether the model already follows instructions."""
     goal: Goal | None = None

@@ -12,7 +12,7 @@ from truing.advisor.rules import Input, Rule, Rules, rules
 NOT_TRAINED = ("none", "relabel", "collect")
 """Answers that say not to train."""
 
-WEIGHTS = {"lora": "LoRA", "none": "all weights", "none_fits": "a smaller model"}
+WEIGHTS = {"lora": "LoRA", "qlora": "LoRA over a 4-bit base", "none": "all weights", "none_fits": "a smaller model"}
 """What the adapter rules advise, in words."""
 
 
@@ -33,7 +33,7 @@ class Decision:
     @property
     def trains(self) -> bool:
         """Whether there is something to train, and room to do it in."""
-        return self.name not in NOT_TRAINED and self.adapter.advise["adapter"] != "none_fits"
+        return self.name not in NOT_TRAINED and self.weights != "none_fits"
 
     @property
     def objective(self) -> Mapping[str, Any]:
@@ -47,8 +47,14 @@ class Decision:
         return self.name if self.name in (*NOT_TRAINED, "best_of_n") else str(self.objective["use"])
 
     @property
+    def weights(self) -> str:
+        """What is trained: a key of `WEIGHTS`."""
+        return str(self.adapter.advise["adapter"])
+
+    @property
     def lora(self) -> bool:
-        return bool(self.adapter.advise["adapter"] == "lora")
+        """Whether an adapter is trained, over whatever base."""
+        return self.weights in ("lora", "qlora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ def changes(case: Case, book: Rules | None = None) -> tuple[Change, ...]:
             if (there.use, there.adapter.advise) == (now.use, now.adapter.advise):
                 continue
             distance = abs(float(value) - float(getattr(case, name) or 0)) if _numeric(known) else 0.0
-            told = _told(there) if there.use != now.use else WEIGHTS[there.adapter.advise["adapter"]]
+            told = _told(there) if there.use != now.use else WEIGHTS[there.weights]
             change = Change(name, _sentence(known, value, getattr(case, name)), told)
             if (name, told) not in found or distance < found[name, told][0]:
                 found[name, told] = (distance, change)

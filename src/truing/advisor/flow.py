@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 
+from truing.advisor.decide import WEIGHTS
 from truing.advisor.rules import Rule, Rules
 
 WIDTH = 860
@@ -76,9 +77,10 @@ def _told(rule: Rule) -> tuple[str, str]:
         trains = rule.advise["method"] not in ("none", "relabel", "collect")
         return rule.answer, "end" if trains else "stop"
     if "adapter" in rule.advise:
-        names = {"lora": "LoRA", "none": "all weights", "none_fits": "a smaller model, or a larger machine"}
-        name = names[rule.advise["adapter"]]
-        return name, "stop" if rule.advise["adapter"] == "none_fits" else "end"
+        weights = rule.advise["adapter"]
+        if weights == "none_fits":
+            return f"{WEIGHTS[weights]}, or a larger machine", "stop"
+        return WEIGHTS[weights], "end"
     objective = rule.advise["objective"]
     knobs = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "use")
     return f"{objective['use']}{f' ({knobs})' if knobs else ''}", "end"

@@ -88,6 +88,7 @@ def look(asked: Asked, on_progress: Progress) -> Look:
         parameters=architecture.numbers,
         full_fits=_fits(architecture, None, length, asked.machine),
         lora_fits=_fits(architecture, AdapterSettings(), length, asked.machine),
+        qlora_fits=_fits(architecture, AdapterSettings(base="nf4"), length, asked.machine),
         tuned=templated,
     )
     unknown = {name: value for name, value in asked.known.items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from truing.advisor.advice import Advice
 from truing.advisor.decide import Decision
@@ -37,7 +38,7 @@ def probe(advice: Advice, chosen: Sequence[Decision], budget: Budget, output: Pa
             data=tuple(file.path for file in ground.files),
             output=output,
             template=ground.template,
-            adapter="lora" if advice.decision.lora else "none",
+            adapter=_adapter(advice.decision),
             rates={one.use: rate_of(one.use, one, case) for one in chosen},
             budget=budget,
             reward=ground.rewards[0] if ground.rewards else None,
@@ -45,6 +46,12 @@ def probe(advice: Advice, chosen: Sequence[Decision], budget: Budget, output: Pa
         )
     )
     return read_verdict(verdict, chosen)
+
+
+def _adapter(decision: Decision) -> Literal["lora", "qlora", "none"]:
+    if decision.weights == "qlora":
+        return "qlora"
+    return "lora" if decision.lora else "none"
 
 
 def read_verdict(verdict: Verdict, chosen: Sequence[Decision]) -> Trial:

@@ -69,8 +69,7 @@ def _headline(decision: Decision) -> str:
             else "Do not train here: nothing fits into memory."
         )
     variant = "" if decision.variant is None or decision.use == decision.name else f" As {decision.use}."
-    weights = "With LoRA." if decision.lora else "With all weights."
-    return f"{answer}{variant} {weights}"
+    return f"{answer}{variant} With {WEIGHTS[decision.weights]}."
 
 
 def _reason(rule: Rule, decision: Decision) -> Text:

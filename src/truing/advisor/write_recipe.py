@@ -40,7 +40,13 @@ TUNED_RATE = 0.5
 TINY_RATE, TINY = 20.0, 50_000_000
 """Of a model with fewer parameters; the warning in rules.yaml says so."""
 
-RANK = 16
+ADAPTERS: Mapping[str, Any] = {
+    "lora": {"use": "lora", "rank": 16},
+    "qlora": {"use": "lora", "rank": 16, "base": "nf4"},
+    "none": "none",
+}
+"""The recipe's adapter for what the rules advise."""
+
 STEPS = 40
 """Optimizer steps that a stage should have at least, as long as a batch has `LEAST_BATCH` rows."""
 LEAST_BATCH, MOST_BATCH = 8, 64
@@ -67,7 +73,7 @@ def recipe_for(decision: Decision, case: Case, ground: Ground) -> dict[str, Any]
     top: dict[str, Any] = {"model": ground.model}
     if ground.template is not None:
         top["template"] = ground.template
-    top["adapter"] = {"use": "lora", "rank": RANK} if decision.lora else "none"
+    top["adapter"] = ADAPTERS[decision.weights]
     return {**top, **stages[0]} if len(stages) == 1 else {**top, "stages": stages}
 
 

@@ -64,6 +64,11 @@ class CardFacts:
     end_tokens: tuple[str, ...]
 
     @property
+    def packed(self) -> bool:
+        """Whether an adapter was trained over a 4-bit base."""
+        return self.stage.adapter is not None and self.stage.adapter.base is not None
+
+    @property
     def restored_step(self) -> int | None:
         """The step whose state is the result, where a guard went back to it."""
         return self.metrics[-1].get(RESTORED)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from truing.build.load_result import result_folder
-from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, merge_start
+from truing.build.policy import POLICY, REFERENCE, BuiltPolicy, load_merged
 from truing.build.rewards import MICRO_TOKENS, Judged, Seat, build_reward, named_apart
 from truing.core.parameters import ParameterGroup
 from truing.models.heads import attach_score_head
@@ -138,9 +138,10 @@ def _value(stage: Stage, built: BuiltPolicy, reward: Path | None, reporter: Repo
 
 
 def _full_critic(stage: Stage, built: BuiltPolicy) -> _Critic:
-    loaded = load_model(built.start.model, dtype=built.dtype, device=built.company.loads_on, scores=True)
     if built.start.adapter is not None:
-        merge_start(loaded, built.start.adapter)
+        loaded = load_merged(built.start, built.dtype, built.company.loads_on, scores=True)
+    else:
+        loaded = load_model(built.start.model, dtype=built.dtype, device=built.company.loads_on, scores=True)
     _zero(loaded.module.get_submodule(SCORE))
     loaded.module.requires_grad_(True)
     model = LanguageModel(loaded.module, sharing=built.model.sharing)
@@ -161,9 +162,11 @@ def _zero(head: nn.Module) -> None:
 
 def _another(built: BuiltPolicy, *, merged: bool) -> tuple[nn.Module, LanguageModel]:
     """The stage's model once more, with the start's adapter merged into it where the policy has it so."""
-    loaded = load_model(built.start.model, dtype=built.dtype, device=built.company.loads_on)
     if merged and built.start.adapter is not None:
-        merge_start(loaded, built.start.adapter)
+        loaded = load_merged(built.start, built.dtype, built.company.loads_on)
+    else:
+        home, storage = built.company.loads_on, built.loaded.storage
+        loaded = load_model(built.start.model, dtype=built.dtype, device=home, storage=storage)
     return loaded.module, LanguageModel(loaded.module, sharing=built.model.sharing)
 
 
@@ -203,4 +206,5 @@ def judged_by(stage: Stage, built: BuiltPolicy) -> Judged:
         built.dtype,
         stage.batch.micro_tokens or MICRO_TOKENS,
         built.company.ranks,
+        built.loaded.storage,
     )

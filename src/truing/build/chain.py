@@ -19,6 +19,7 @@ from truing.core.errors import DataError, RecipeError, RunError
 from truing.data.dataset import check_sources
 from truing.data.examples import Judgement
 from truing.models.calibration import Calibration
+from truing.models.nf4 import check_installed as check_packing
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.recipe.load import dump, load_recipe
@@ -180,6 +181,8 @@ def check_stages(recipe: Recipe) -> None:
         model = stage.model or model
         objective = create(stage.objective)
         check_installed(stage.trackers)
+        if stage.adapter is not None and stage.adapter.base is not None:
+            check_packing()
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)
         if objective.reads != "scores":
             check_text(stage.forgetting)

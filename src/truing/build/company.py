@@ -15,6 +15,7 @@ from truing.core.errors import RecipeError
 from truing.models.cuts import gathered
 from truing.models.language_model import LanguageModel
 from truing.models.lora.adapters import Adapters
+from truing.models.lora.settings import AdapterSettings
 from truing.recipe.schema import Stage
 from truing.training.dealing import Dealer
 from truing.training.ranks import ALONE, Ranks
@@ -117,13 +118,22 @@ def choose_shard(stage: Stage, ranks: Ranks, device: torch.device, module: nn.Mo
         raise RecipeError(
             f"parallel.shard is {shard}, which does not divide the {ranks.world} processes; give 1, all, or a divisor"
         )
-    if shard > 1 and stage.adapter is not None and stage.adapter.init == "pissa":
-        raise RecipeError("adapter.init: pissa needs whole weights on each process; set parallel.shard: 1")
+    if shard > 1 and (whole := _needs_whole(stage.adapter)) is not None:
+        raise RecipeError(f"{whole} needs whole weights on each process; set parallel.shard: 1")
     return shard
 
 
+def _needs_whole(adapter: AdapterSettings | None) -> str | None:
+    """What in an adapter's settings keeps the weights under it from being cut."""
+    if adapter is None:
+        return None
+    if adapter.base is not None:
+        return f"adapter.base: {adapter.base}"
+    return "adapter.init: pissa" if adapter.init == "pissa" else None
+
+
 def _is_comfortable(stage: Stage, ranks: Ranks, device: torch.device, module: nn.Module) -> bool:
-    if stage.adapter is not None and stage.adapter.init == "pissa":
+    if _needs_whole(stage.adapter) is not None:
         return True
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     numbers = sum(p.numel() for p in module.parameters())

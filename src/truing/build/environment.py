@@ -89,10 +89,10 @@ def _text_config(model: str) -> dict[str, Any]:
     return inner if isinstance(inner, dict) and inner else values
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """The versions of the libraries that numbers depend on."""
     found = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -100,12 +100,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _also_used(stage: Stage) -> tuple[str, ...]:
+    return ("bitsandbytes",) if stage.adapter is not None and stage.adapter.base is not None else ()
+
+
 def describe(
     stage: Stage, device: torch.device, dtype: torch.dtype, calibration: Calibration, hashes: dict[str, str | None]
 ) -> dict[str, Any]:
     """Return the content of environment.json."""
     return {
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **versions(*_also_used(stage))},
         "platform": platform.platform(),
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),

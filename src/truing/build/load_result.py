@@ -18,6 +18,7 @@ from truing.models.loading import SCORE, LoadedModel, load_model, load_tokenizer
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_config import CONFIG_FILE
 from truing.models.lora.peft_format import load_adapter
+from truing.models.nf4 import storage_of
 from truing.models.selfcheck import self_check
 from truing.recipe.load import load_recipe
 
@@ -132,7 +133,7 @@ def _open(path: Path, *, scores: bool, dtype: torch.dtype | None = None) -> Open
         loaded = load_model(str(folder), dtype=dtype, device=device, scores=scores)
         return Opened(str(path), loaded, _language_model(loaded), None, loaded.tokenizer)
     base = _adapter_config(folder)["base_model_name_or_path"]
-    loaded = load_model(base, dtype=dtype, device=device, scores=scores)
+    loaded = load_model(base, dtype=dtype, device=device, scores=scores, storage=storage_of(folder))
     model = _language_model(loaded)
     adapters = Adapters(loaded.module)
     load_adapter(adapters, RESULT, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from truing.build.card_facts import CardFacts
+from truing.models.nf4 import ARGUMENTS
 
 FOLDER = "path/to/this/folder"
 """What a reader puts their own path or hub id for."""
@@ -14,11 +15,14 @@ def loading_code(facts: CardFacts) -> str:
     lines = [f"from transformers import {auto}, AutoTokenizer", "", f'folder = "{FOLDER}"']
     if facts.adapter:
         lines.insert(0, "from peft import PeftConfig, PeftModel")
-        labels = ", num_labels=1" if facts.scores else ""
-        lines += [
-            "base = PeftConfig.from_pretrained(folder).base_model_name_or_path  # or where you have the base",
-            f"model = PeftModel.from_pretrained({auto}.from_pretrained(base{labels}), folder)",
-        ]
+        more = ", num_labels=1" if facts.scores else ""
+        lines.append("base = PeftConfig.from_pretrained(folder).base_model_name_or_path  # or where you have the base")
+        if facts.packed:
+            lines[1] = lines[1].replace("AutoTokenizer", "AutoTokenizer, BitsAndBytesConfig")
+            arguments = ", ".join(f"{name}={value!r}" for name, value in ARGUMENTS.items())
+            lines.append(f"nf4 = BitsAndBytesConfig({arguments})  # as trained")
+            more += ", quantization_config=nf4"
+        lines.append(f"model = PeftModel.from_pretrained({auto}.from_pretrained(base{more}), folder)")
     else:
         lines.append(f"model = {auto}.from_pretrained(folder)")
     lines += ["tokenizer = AutoTokenizer.from_pretrained(folder)", ""]

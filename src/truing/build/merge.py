@@ -18,6 +18,7 @@ def merge_run(path: Path, output: Path) -> str:
     if output.exists():
         raise RunError(f"{output} exists already; give another --output")
     opened = open_scorer(path) if is_scorer(path) else open_result(path)
+    packed = opened.loaded.storage is not None
     if opened.adapters is None:
         raise AdapterError(f"{path} has no adapter: its result is a whole model already")
     vocabulary = min(len(opened.tokenizer), opened.model.vocab_size)
@@ -30,4 +31,5 @@ def merge_run(path: Path, output: Path) -> str:
         save_tokenizer(opened.tokenizer, None, staging)
         write_manifest(staging)
         publish(staging, output)
-    return f"merged into {output}\n{report.sentence}"
+    over = " (into the unpacked 4-bit base that it was trained over, not into the original one)" if packed else ""
+    return f"merged into {output}{over}\n{report.sentence}"

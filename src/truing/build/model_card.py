@@ -83,6 +83,8 @@ def _training(facts: CardFacts) -> Iterator[Cells]:
         adapter = stage.adapter
         kind = "DoRA" if adapter.dora else "LoRA"
         yield kind, f"rank {adapter.rank}, alpha {adapter.effective_alpha:g}, dropout {adapter.dropout:g}"
+    if facts.packed:
+        yield "base", "linear layers in NF4, double-quantised, by bitsandbytes"
     if isinstance(facts.objective, RolloutObjective):
         rollout = stage.rollout
         rewards = ", ".join(code(public_name(use)) for reward in rollout.rewards for use in reward.uses)
@@ -187,6 +189,8 @@ def _limits(facts: CardFacts) -> Iterator[str]:
         yield "Scores compare answers to one prompt; they have no unit, and between prompts they mean little."
     if facts.stage.forgetting.path is None and not facts.scores:
         yield "What the training cost elsewhere was not measured."
+    if facts.packed:
+        yield "It was trained over a base in four bits, and answers a little otherwise over the original one."
     if facts.metrics[-1]["skipped_steps"]:
         yield f"{facts.metrics[-1]['skipped_steps']} steps had no finite gradient and were skipped."
     yield "The run does not know who wrote the data, people or programs, nor under which licence."

@@ -1,7 +1,9 @@
 """Whether what a stage has written answers as what it has trained: read back, merged, and in bfloat16.
 
 The trained policy writes greedy answers to a few prompts through the code that training ran. What was saved then reads
-them through transformers' own attention, as a server does, and predicts each of their tokens.
+them through transformers' own attention, as a server does, and predicts each of their tokens. An adapter over a 4-bit
+base is read back over that base; over the original one it is off by the error of four bits, which is told and is no
+complaint.
 """
 
 from __future__ import annotations
@@ -24,13 +26,18 @@ from truing.models.decoding import Choice
 from truing.models.language_model import LanguageModel, evaluating
 from truing.models.loading import end_tokens, load_model, load_tokenizer
 from truing.models.lora.adapters import Adapters
-from truing.models.lora.merge import TOLERANCES
+from truing.models.lora.merge import TOLERANCES, previewed
 from truing.models.lora.peft_config import CONFIG_FILE
 from truing.models.lora.peft_format import load_adapter
+from truing.models.nf4 import unpacked_bytes
 from truing.models.sampling import sample
+from truing.planner.machine import this_cpu
+from truing.training.progress import resident_bytes
 
 FILE = "parity.json"
 PROMPTS, NEW_TOKENS = 4, 16
+SPARE = 2
+"""How many times the bytes of the original base have to be free before it is loaded for a comparison."""
 ROUNDING = 10.0
 """How much further a stock attention may be off than a merge, which changes nothing but the last digits."""
 SAVED = "saved"
@@ -42,7 +49,7 @@ class Difference:
     """How a form of the result differs from the trained policy."""
 
     form: str
-    """saved, merged or bfloat16."""
+    """saved, merged, bfloat16 or unquantised base."""
     largest: float
     """Between the log-probs of any token of the vocabulary, nats; of a reward model between scores."""
     agreement: float | None
@@ -177,6 +184,9 @@ def _adapter_forms(built: BuiltPolicy, folder: Path) -> Iterator[tuple[str, Lang
     load_adapter(adapters, SAVED, folder)
     with adapters.use(SAVED):
         yield SAVED, built.model
+        if built.loaded.storage is not None:
+            yield from _packed_forms(built, adapters, folder)
+            return
     for other in adapters.names:
         if other != SAVED:
             adapters.remove(other)
@@ -201,6 +211,29 @@ def _adapter_forms_apart(built: BuiltPolicy, folder: Path) -> Iterator[tuple[str
     if built.dtype != torch.bfloat16:
         loaded.module.to(torch.bfloat16)
         yield "bfloat16", model
+
+
+def _packed_forms(built: BuiltPolicy, adapters: Adapters, folder: Path) -> Iterator[tuple[str, LanguageModel]]:
+    """The adapter merged into what it was trained over, a layer at a time, and over the base as its files have it.
+
+    The latter where there is room for it: whoever packs a base may have none.
+    """
+    with previewed(adapters, SAVED):
+        yield "merged", built.model
+    if SPARE * unpacked_bytes(built.model.module) > _free_bytes(built.device):
+        return
+    original = load_model(built.start.model, dtype=built.dtype, device=built.device, scores=built.model.scores)
+    model = LanguageModel(original.module, sharing=built.model.sharing)
+    over = Adapters(original.module)
+    load_adapter(over, SAVED, folder)
+    over.switch(SAVED)
+    yield "unquantised base", model
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return this_cpu().memory - (resident_bytes() or 0)
 
 
 def _whole_forms(built: BuiltPolicy, folder: Path) -> Iterator[tuple[str, LanguageModel]]:

@@ -12,11 +12,12 @@ from truing.build.rollout_stage import rollout_plan
 from truing.core.errors import ModelError
 from truing.core.trees import Tree
 from truing.models.calibration import Widths, rate_of
+from truing.models.nf4 import stored_bytes
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.planner.architecture import Architecture, architecture
 from truing.planner.machine import SHARE_OF_OWN, Machine, shared_rate, this_cpu
 from truing.planner.methods import METHODS, Method
-from truing.planner.plan import Plan, Repack, make_plan, smallest_changes
+from truing.planner.plan import Plan, Repack, make_plan, smallest_change
 from truing.planner.request import reward_models
 from truing.planner.setting import Row, Setting, Work, packed
 from truing.planner.text import duration, gib
@@ -48,8 +49,7 @@ def _process(ready: Assembled) -> int | None:
     resident = resident_bytes() if ready.built.device.type == "cpu" else None
     if resident is None:
         return None
-    weights: int = sum(p.numel() * p.element_size() for p in ready.built.loaded.module.parameters())
-    return max(resident - weights, 0)
+    return max(resident - stored_bytes(ready.built.loaded.module), 0)
 
 
 def tell(plan: Plan | None, repack: Repack, reporter: Reporter) -> None:
@@ -63,7 +63,7 @@ def tell(plan: Plan | None, repack: Repack, reporter: Reporter) -> None:
     if plan.fits:
         reporter.say(f"  memory: {needed} predicted, {there} in {plan.machine.name}")
         return
-    change = next((change for change in smallest_changes(plan, repack) if change.possible), None)
+    change = smallest_change(plan, repack)
     advice = "" if change is None else f"; {change.arguments} would need {gib(change.memory.total)}"
     reporter.warn(
         f"this needs about {needed}, but {plan.machine.name} has {there}: expect it to run out of memory in "
@@ -85,7 +85,7 @@ def remedy(plan: Plan | None, repack: Repack) -> str:
         f". Of {gib(plan.memory.total)} predicted, {gib(plan.memory.terms[term])} are {term}, the largest part that a "
         "setting changes"
     )
-    change = next((change for change in smallest_changes(tight, repack) if change.possible), None)
+    change = smallest_change(tight, repack)
     if change is None:
         return f"{said}; no setting needs much less: take a smaller model, or shorter rows (data.max_length)"
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from truing.models.loading import SCORE, LoadedModel, load_model
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_format import load_adapter
 from truing.models.lora.settings import AdapterSettings
+from truing.models.nf4 import Storage, storage_of
 from truing.models.roles import AdapterOverBase, FullModel, Role
 from truing.models.selfcheck import SelfCheck, self_check
 from truing.recipe.schema import Stage
@@ -34,11 +35,12 @@ class Start:
     model: str
     adapter: Path | None = None
 
-    def digest(self, model_digest: str) -> str:
-        """Identify the weights a stage begins with."""
-        if self.adapter is None:
-            return model_digest
-        return f"{model_digest}+{file_digest(self.adapter / 'adapter_model.safetensors')}"
+    def digest(self, model_digest: str, storage: Storage) -> str:
+        """Identify the weights a stage begins with: packed ones answer otherwise than those they were made of."""
+        parts = [model_digest if storage is None else f"{model_digest}/{storage}"]
+        if self.adapter is not None:
+            parts.append(file_digest(self.adapter / "adapter_model.safetensors"))
+        return "+".join(parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +63,7 @@ class BuiltPolicy:
 
     @property
     def start_digest(self) -> str:
-        return self.start.digest(self.loaded.digest)
+        return self.start.digest(self.loaded.digest, self.loaded.storage)
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """Return what is trained, at which peak rate."""
@@ -95,8 +97,13 @@ def build_policy(
         calibration = fixed(calibration, stage.precision.matmul)
     apply(calibration)
     dtype = choose_dtype(stage, start.model, device, calibration)
-    home = torch.device("cpu") if ranks.several else device
-    loaded = load_model(start.model, dtype=dtype, device=home, scores=scores)
+    merged = start.adapter is not None and (stage.adapter is None or stage.adapter.between_stages == "merge")
+    storage = storage_for(stage.adapter)
+    home = torch.device("cpu") if ranks.several and storage is None else device
+    if merged:
+        loaded = load_merged(start, dtype, home, scores=scores)
+    else:
+        loaded = load_model(start.model, dtype=dtype, device=home, scores=scores, storage=storage)
     company = Company(device, ranks, choose_shard(stage, ranks, device, loaded.module))
     loaded.module.to(company.loads_on)
     check = self_check(loaded.module)
@@ -104,7 +111,8 @@ def build_policy(
         reporter.warn(check.sentence)
     model = LanguageModel(loaded.module, sharing=check.sharing)
     torch.manual_seed(stage.seed)
-    adapters, merged = _adapters(stage, start, loaded, (SCORE,) if scores else (), reporter)
+    begun = None if merged else start.adapter
+    adapters = _adapters(stage, begun, loaded, (SCORE,) if scores else (), reporter)
     if stage.precision.gradient_checkpointing:
         model.enable_checkpointing(adapters.checkpoint_contexts if adapters is not None else None)
     if adapters is None:
@@ -134,12 +142,18 @@ def _calibrated(device: torch.device, start: Start, ranks: Ranks) -> Calibration
     return Calibration(**ranks.from_first(asdict(calibrate(device, widths_of(start.model))) if ranks.first else None))
 
 
+def storage_for(settings: AdapterSettings | None) -> Storage:
+    """How a stage keeps its base: weights that are all trained are never packed."""
+    return None if settings is None else settings.base
+
+
 def _adapters(
-    stage: Stage, start: Start, loaded: LoadedModel, heads: tuple[str, ...], reporter: Reporter
-) -> tuple[Adapters | None, bool]:
+    stage: Stage, begun: Path | None, loaded: LoadedModel, heads: tuple[str, ...], reporter: Reporter
+) -> Adapters | None:
     """Put the policy adapter in place, and the frozen copy of it where the stage did not begin from the base.
 
-    `heads` are modules that it trains whole, whatever the recipe says.
+    `begun` is the folder of the adapter that it continues; `heads` are modules that it trains whole, whatever the
+    recipe says.
     """
     settings = stage.adapter
     if settings is not None and heads:
@@ -147,35 +161,44 @@ def _adapters(
             update={"modules_to_save": tuple(dict.fromkeys((*settings.modules_to_save, *heads)))}
         )
     if settings is None:
-        if start.adapter is not None:
-            merge_start(loaded, start.adapter)
         loaded.module.requires_grad_(True)
-        return None, start.adapter is not None
-    merge_first = start.adapter is not None and settings.between_stages == "merge"
-    if merge_first and start.adapter is not None:
-        merge_start(loaded, start.adapter)
+        return None
     loaded.module.requires_grad_(False)
     adapters = Adapters(loaded.module)
-    if start.adapter is None or merge_first:
+    if begun is None:
         summary = adapters.add(POLICY, settings, seed=stage.seed)
     else:
-        summary = load_adapter(adapters, POLICY, start.adapter, training=settings, also_saved=heads)
-        _refuse_other_shape(settings, adapters.settings(POLICY), start.adapter)
+        summary = load_adapter(adapters, POLICY, begun, training=settings, also_saved=heads)
+        _refuse_other_shape(settings, adapters.settings(POLICY), begun)
+        if storage_of(begun) != loaded.storage:
+            reporter.warn(_other_storage(begun, loaded.storage))
         if not heads:  # a reward model is compared with nothing
             adapters.copy(POLICY, REFERENCE)
         adapters.set_trainable(POLICY, True)
     for note in summary.notes:
         reporter.say(f"  {note}")
     adapters.switch(POLICY)
-    return adapters, merge_first
+    return adapters
 
 
-def merge_start(loaded: LoadedModel, folder: Path) -> None:
-    """Write an adapter into a model's weights."""
+def load_merged(start: Start, dtype: torch.dtype, device: torch.device, *, scores: bool = False) -> LoadedModel:
+    """Load a start with its adapter written into the weights: of a 4-bit base, into what it was trained over."""
+    assert start.adapter is not None
+    storage = storage_of(start.adapter)
+    loaded = load_model(start.model, dtype=dtype, device=device, scores=scores, storage=storage)
     adapters = Adapters(loaded.module)
-    load_adapter(adapters, "start", folder)
+    load_adapter(adapters, "start", start.adapter)
     adapters.merge("start")
     adapters.unload()
+    return replace(loaded, storage=None)
+
+
+def _other_storage(folder: Path, storage: Storage) -> str:
+    then, now = ("nf4", "left out") if storage is None else ("left out", storage)
+    return (
+        f"adapter.base is {now}, but {folder} was trained with adapter.base {then}: over the other base it answers a "
+        "little otherwise, and this stage begins, and is compared, with that"
+    )
 
 
 def _refuse_other_shape(asked: AdapterSettings, found: AdapterSettings, folder: Path) -> None:

@@ -15,6 +15,7 @@ from truing.core.errors import ParityFailed
 from truing.core.trees import Tree
 from truing.data.templates import Template
 from truing.models.lora.peft_format import adapter_tensors, save_adapter
+from truing.models.nf4 import write_storage
 from truing.training.disk import on_disk
 from truing.training.manifest import write_manifest
 from truing.training.progress import Reporter
@@ -87,6 +88,7 @@ def write_weights(built: BuiltPolicy, run: Path, folder: Path) -> Start:
     tensors = company.put_together(adapter_tensors(built.adapters, POLICY))
     if company.ranks.first:
         save_adapter(built.adapters, POLICY, folder, base_model=base, tensors=tensors)
+        write_storage(folder, built.loaded.storage)
     return Start(base, target.resolve())
 
 

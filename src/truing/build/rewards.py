@@ -31,6 +31,7 @@ from truing.models.language_model import LanguageModel
 from truing.models.loading import SCORE
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.peft_format import load_adapter
+from truing.models.nf4 import Storage, storage_of
 from truing.models.roles import AdapterOverBase, FullModel, Role
 from truing.rl.rewards import IN_RECIPE, Answers, FunctionReward, Keys, ModelReward, Reward, Turns
 from truing.rl.settings import RewardSettings
@@ -68,11 +69,13 @@ class Judged:
     micro_tokens: int = MICRO_TOKENS
     ranks: Ranks = ALONE
     """Who else judges; Python functions run beside the first alone."""
+    storage: Storage = None
+    """How its base is stored: an adapter over the same numbers in another form is not over it."""
 
     def is_over(self, path: Path) -> bool:
         """Whether a reward model is an adapter over the policy's base."""
         base = adapter_base(path)
-        if base is None or self.digest is None:
+        if base is None or self.digest is None or storage_of(result_folder(path)) != self.storage:
             return False
         return base == self.name or model_digest(base) == self.digest
 

@@ -220,7 +220,7 @@ def _restore(trainer: Trainer, saved: Checkpoint) -> None:
 def introduce(ready: Assembled, reporter: Reporter) -> None:
     """Say in a few lines what is about to be trained on what."""
     stage, built, report = ready.stage, ready.built, ready.dataset.report
-    how = f"LoRA rank {stage.adapter.rank}" if stage.adapter is not None else "full weights"
+    how = stage.adapter.summary if stage.adapter is not None else "full weights"
     dtype = str(built.dtype).removeprefix("torch.")
     reporter.say(f"{stage.name}: {ready.objective.name} on {built.start.model}, {how}, {dtype}, {built.device}")
     for line in report.lines():

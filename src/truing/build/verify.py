@@ -17,6 +17,7 @@ from truing.build.environment import PACKAGES, versions
 from truing.build.load_result import is_scorer, open_result, open_scorer
 from truing.build.parity import FILE as PARITY
 from truing.build.parity import figures_of, served_predictions, tolerance
+from truing.build.policy import storage_for
 from truing.build.preconditions import complaints_before
 from truing.build.result import write_weights
 from truing.build.stage import assemble, trainer_of
@@ -135,7 +136,8 @@ def _data(environment: Mapping[str, Any]) -> Finding:
 
 
 def _start(place: Place, environment: Mapping[str, Any]) -> Finding:
-    same = place.start.digest(model_digest(place.start.model)) == environment["start_sha256"]
+    storage = storage_for(place.stage.adapter)
+    same = place.start.digest(model_digest(place.start.model), storage) == environment["start_sha256"]
     return Finding("start", same, f"{place.start.model} is {'as it was' if same else 'not what the run began with'}")
 
 

@@ -65,7 +65,13 @@ def in_process(run: Path, draw: Draw) -> Writer:
                 end_tokens=opened.loaded.end_tokens,
             )
 
-    judged = Judged(opened.loaded.name, opened.loaded.digest, opened.tokenizer, Seat(opened.model, adapters))
+    judged = Judged(
+        opened.loaded.name,
+        opened.loaded.digest,
+        opened.tokenizer,
+        Seat(opened.model, adapters),
+        storage=opened.loaded.storage,
+    )
     return Writer(opened.tokenizer, opened.loaded.end_tokens, opened.model.max_positions, judged, write)
 
 

@@ -19,7 +19,7 @@ FOLDER = click.Path(path_type=Path)
     "--data", multiple=True, metavar="FILE", help="What to learn from; repeatable: each method takes what it can use."
 )
 @click.option("--template", metavar="NAME", help="Chat template; the tokenizer's own, or plain where it has none.")
-@click.option("--adapter", type=click.Choice(["lora", "none"]), default="lora", show_default=True)
+@click.option("--adapter", type=click.Choice(["lora", "qlora", "none"]), default="lora", show_default=True)
 @click.option("--lr", metavar="RATES", help="Learning rates, such as dpo=1e-5,kto=5e-6; else each method's own.")
 @click.option(
     "--budget",
@@ -66,7 +66,7 @@ def compare(
     names: str | None,
     data: tuple[str, ...],
     template: str | None,
-    adapter: Literal["lora", "none"],
+    adapter: Literal["lora", "qlora", "none"],
     lr: str | None,
     budget: str | None,
     seeds: int,

@@ -127,8 +127,8 @@ def plan(
         question = request.Question(
             model,
             method,
-            None if adapter == "none" else AdapterSettings(rank=rank),
-            "nf4" if adapter == "qlora" else dtype,
+            None if adapter == "none" else AdapterSettings(rank=rank, base="nf4" if adapter == "qlora" else None),
+            dtype,
             checkpointing,
             length or 1024,
             examples,

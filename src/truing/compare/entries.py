@@ -16,6 +16,7 @@ from truing.core.errors import InputError, RecipeError, RunError
 from truing.data.settings import DataSettings
 from truing.models.loading import load_tokenizer
 from truing.models.lora.peft_config import read_config
+from truing.models.nf4 import storage_of
 from truing.objectives.policy_gradient import RolloutObjective
 from truing.objectives.registry import create
 from truing.recipe.load import load_recipe, recipe_from
@@ -168,8 +169,9 @@ def room_for_prompts(request: Request, model: str) -> int:
 def _adapter(request: Request, beginning: Beginning) -> Any:
     if request.adapter == "none":
         return "none"
+    base = "nf4" if request.adapter == "qlora" else None
     if beginning.adapter is None:
-        return {"use": "lora"}
+        return {"use": "lora", "base": base}
     shape = read_config(beginning.adapter)
     return {
         "use": "lora",
@@ -178,6 +180,7 @@ def _adapter(request: Request, beginning: Beginning) -> Any:
         "alpha": shape.alpha,
         "rslora": shape.rslora,
         "dora": shape.dora,
+        "base": base or storage_of(beginning.adapter),
     }
 
 

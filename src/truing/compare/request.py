@@ -62,7 +62,7 @@ class Request:
     data: tuple[str, ...]
     output: Path
     template: str | None = None
-    adapter: Literal["lora", "none"] = "lora"
+    adapter: Literal["lora", "qlora", "none"] = "lora"
     rates: Mapping[str, float] | None = None
     budget: Budget | None = None
     seeds: int = 1

@@ -250,7 +250,8 @@ def _scores(
     """The judge's score of every completion, flat."""
     if exam.reward is None:
         return [None for group in groups for _ in group]
-    judged = Judged(opened.loaded.name, opened.loaded.digest, opened.loaded.tokenizer, None)
+    loaded = opened.loaded
+    judged = Judged(loaded.name, loaded.digest, loaded.tokenizer, None, storage=loaded.storage)
     judge = build_reward(RewardSettings(use=exam.reward), judged, exam.reward_timeout, KEYS)
     prompts = [dataset.prompts[tree.origin] for tree in dataset.train if tree.origin is not None]
     try:

@@ -23,6 +23,7 @@ from truing.models.folder import (
     scores_answers,
     weight_files,
 )
+from truing.models.nf4 import Storage, quantisation, quiet_bitsandbytes, take_over
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,9 +63,11 @@ class LoadedModel:
     end_tokens: frozenset[int]
     """Tokens that end an answer: the tokenizer's, and those the generation settings add."""
     digest: str
-    """SHA-256 of the weights and the configuration."""
+    """SHA-256 of the weights and the configuration, as they are on the disk."""
     name: str
     """The path or hub id as it was given."""
+    storage: Storage = None
+    """How the linear layers of its body are stored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +88,12 @@ SCORE = "score"
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype | None, device: torch.device, scores: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    scores: bool = False,
+    storage: Storage = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer from a folder, or a hub id where the hub can be reached.
 
@@ -93,17 +101,20 @@ def load_model(
     holds one.
 
     `dtype` None keeps the checkpoint's own. Reads safetensors and JSON only; code that comes with a model is never run.
-    Raises ModelError that says what is missing or does not match.
+    With a `storage` the linear layers of its body are packed as they are read, from numbers in `dtype`. Raises
+    ModelError that says what is missing or does not match.
     """
     folder = model_folder(str(path))
     raw = config_of(folder)
     weights = weight_files(folder)
-    with quiet_transformers():
+    with quiet_transformers(), quiet_bitsandbytes():
         config = _config(folder, raw, scores)
         tokenizer = load_tokenizer(folder)
         if scores:
             _make_scorer(folder, config, tokenizer)
-        module = _module(folder, weights, config, dtype, scores)
+        module = _module(folder, weights, config, dtype, scores, _placed(storage, device))
+        if storage is not None:
+            take_over(module)
     _check_vocabulary(folder, tokenizer, module)
     disable_dropout(module)
     return LoadedModel(
@@ -112,6 +123,7 @@ def load_model(
         end_tokens=end_tokens(tokenizer, module),
         digest=digest([folder / "config.json", *weights]),
         name=str(path),
+        storage=storage,
     )
 
 
@@ -244,8 +256,18 @@ def _several(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
+def _placed(storage: Storage, device: torch.device) -> dict[str, Any]:
+    """Arguments for transformers to pack layers where they will be used; none for an ordinary model."""
+    return {} if storage is None else {"quantization_config": quantisation(), "device_map": {"": device}}
+
+
 def _module(
-    folder: Path, weights: Sequence[Path], config: PretrainedConfig, dtype: torch.dtype | None, scores: bool
+    folder: Path,
+    weights: Sequence[Path],
+    config: PretrainedConfig,
+    dtype: torch.dtype | None,
+    scores: bool,
+    placed: Mapping[str, Any],
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -261,6 +283,7 @@ def _module(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are listed in the report, and refused below by name
             output_loading_info=True,
+            **placed,
         )
     except torch.OutOfMemoryError:
         raise

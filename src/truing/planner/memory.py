@@ -20,8 +20,11 @@ from truing.planner.activations import (
 from truing.planner.architecture import SCORE, Architecture
 from truing.planner.setting import Micro, Setting, Work
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}
-"""Of a stored weight. NF4: half a byte, and a float32 scale for 64 weights that is itself stored in 8 bits
+BYTES = {"fp32": 4.0, "bf16": 2.0}
+"""Of a stored weight."""
+
+NF4 = 0.516
+"""Bytes of a packed weight: half a byte, and a float32 scale for 64 weights that is itself stored in 8 bits
 (arXiv:2305.14314, section 3)."""
 
 MOMENTS = 2 * WIDE
@@ -147,11 +150,10 @@ def trained_numbers(model: Architecture, setting: Setting) -> int:
 
 
 def weight_bytes(model: Architecture, setting: Setting) -> int:
-    """Bytes of the base as it is stored; embeddings and head stay 16-bit in a 4-bit base."""
+    """Bytes of the base as it is stored; embeddings and head of a packed one are as wide as activations."""
     numbers = _scorer_numbers(model) if setting.method.scores else model.numbers
-    if setting.base != "nf4":
-        return int(numbers * BYTES[setting.base])
-    return int(model.quantisable * BYTES["nf4"]) + 2 * (numbers - model.quantisable)
+    packed = model.quantisable if setting.packed else 0
+    return int(packed * NF4 + (numbers - packed) * BYTES[setting.base])
 
 
 def _own_numbers(model: Architecture, setting: Setting) -> int:
@@ -337,10 +339,11 @@ class Pass:
         return gradients - given_back
 
     def _unpacked(self) -> int:
-        """The largest matrix of a 4-bit base, unpacked for its product."""
-        if self.setting.base != "nf4":
+        """The largest matrix of a packed base, unpacked for its product."""
+        if not self.setting.packed:
             return 0
-        return 2 * max(matrix.inputs * matrix.outputs for _, matrix in self.model.named_matrices())
+        largest = max(matrix.inputs * matrix.outputs for _, matrix in self.model.named_matrices())
+        return self.setting.activation * largest
 
     def _head_gradient(self) -> int:
         """The gradient of the projection to the vocabulary: summed in float32, then in the weight's format."""

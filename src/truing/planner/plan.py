@@ -11,15 +11,12 @@ from truing.planner.architecture import Architecture
 from truing.planner.cost import Cost, cost_of
 from truing.planner.machine import Machine
 from truing.planner.memory import Memory, predict, trained_numbers
-from truing.planner.setting import Base, Setting, Work
+from truing.planner.setting import Setting, Work
 
 MOST_TOKENS = 65_536
 """Tokens beyond which a larger micro-batch brings nothing."""
 
 LEAST_TOKENS = 256
-
-NF4 = "precision.dtype=nf4"
-"""Not a value that a recipe takes yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +26,6 @@ class Change:
     keys: tuple[str, ...]
     """As `--set` takes them."""
     memory: Memory
-    possible: bool = True
-    """Whether this version trains it."""
 
     @property
     def arguments(self) -> str:
@@ -95,25 +90,19 @@ def largest_that_fits(plan: Plan, repack: Repack) -> Plan | None:
     return best
 
 
-def smallest_changes(plan: Plan, repack: Repack) -> Iterator[Change]:
-    """Yield what makes it fit, the least first, each with the batch of an optimizer step unchanged.
+def smallest_change(plan: Plan, repack: Repack) -> Change | None:
+    """Return the least that makes it fit, with the batch of an optimizer step unchanged; None where nothing does.
 
     Fewer tokens at once costs little; computing activations again a third more time; an adapter, or fewer bits, change
-    what is trained. Later ones keep what earlier ones have changed. It ends with the first change that fits and that
-    this version trains; one that it does not train yet may come before.
+    what is trained. Later ones keep what earlier ones have changed.
     """
     if plan.machine is None or plan.fits:
-        return
-    untrained = False
+        return None
     for keys, setting in _changes(plan.setting):
-        if untrained and not setting.trains:
-            continue
         tried = predict(plan.model, setting, repack(setting.micro_tokens))
         if tried.total <= plan.machine.memory:
-            yield Change(keys, tried, setting.trains)
-            if setting.trains:
-                return
-            untrained = True
+            return Change(keys, tried)
+    return None
 
 
 def _changes(setting: Setting) -> Iterator[tuple[tuple[str, ...], Setting]]:
@@ -141,12 +130,13 @@ def _frugal(setting: Setting) -> Iterator[tuple[tuple[str, ...], Setting]]:
         setting = replace(setting, share_base=True)
         keys = (*keys, "rollout.share_base=true")
         yield keys, setting
+    adapter = setting.adapter or AdapterSettings()
     if setting.adapter is None:
-        setting = replace(setting, adapter=AdapterSettings(), share_base=True)
+        setting = replace(setting, adapter=adapter, share_base=True)
         keys = (*keys, "adapter=lora")
         yield keys, setting
-    if setting.base != "nf4":
-        yield (*keys, NF4), replace(setting, base="nf4")
+    if adapter.base is None and adapter.init != "pissa" and adapter.between_stages != "merge":
+        yield (*keys, "adapter.base=nf4"), replace(setting, adapter=adapter.model_copy(update={"base": "nf4"}))
 
 
 def _doubling(first: int, last: int) -> Iterator[int]:
@@ -158,13 +148,13 @@ def _doubling(first: int, last: int) -> Iterator[int]:
 def table_settings(setting: Setting) -> Iterator[tuple[str, Setting]]:
     """The three ways to train that articles compare: all weights, LoRA over bf16, and LoRA over 4 bits."""
     adapter = setting.adapter or AdapterSettings()
-    ways: tuple[tuple[str, AdapterSettings | None, Base], ...] = (
-        ("full", None, "bf16"),
-        ("LoRA", adapter, "bf16"),
-        ("QLoRA", adapter, "nf4"),
+    ways: tuple[tuple[str, AdapterSettings | None], ...] = (
+        ("full", None),
+        ("LoRA", adapter.model_copy(update={"base": None})),
+        ("QLoRA", adapter.model_copy(update={"base": "nf4"})),
     )
-    for name, own, base in ways:
-        yield name, replace(setting, adapter=own, base=base)
+    for name, own in ways:
+        yield name, replace(setting, adapter=own, base="bf16")
 
 
 def trained(plan: Plan) -> int:

@@ -10,13 +10,10 @@ from truing.data.packing import pack
 from truing.models.lora.settings import AdapterSettings
 from truing.planner.methods import Method
 
-Base = Literal["fp32", "bf16", "nf4"]
-"""How frozen or trained weights are stored; activations under nf4 are bf16."""
+Base = Literal["fp32", "bf16"]
+"""How weights are stored, unless an adapter says that they are packed, and activations."""
 
 DeviceKind = Literal["cpu", "cuda"]
-
-TRAINABLE: frozenset[Base] = frozenset({"fp32", "bf16"})
-"""Bases that this version trains; the others can only be planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +39,9 @@ class Setting:
         return 4 if self.base == "fp32" else 2
 
     @property
-    def trains(self) -> bool:
-        """Whether this version can do it."""
-        return self.base in TRAINABLE
+    def packed(self) -> bool:
+        """Whether the linear layers of the base are stored in four bits."""
+        return self.adapter is not None and self.adapter.base == "nf4"
 
 
 @dataclass(frozen=True, slots=True)

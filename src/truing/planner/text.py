@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator
 from truing.core.text import harmless
 from truing.planner.machine import GIB
 from truing.planner.memory import trained_numbers
-from truing.planner.plan import NF4, Change, Plan, largest_that_fits, smallest_changes
+from truing.planner.plan import Plan, largest_that_fits, smallest_change
 from truing.planner.request import Answer
-
-NOT_YET = "this version does not train a 4-bit base yet"
 
 
 def lines(answer: Answer) -> Iterator[str]:
@@ -18,12 +16,10 @@ def lines(answer: Answer) -> Iterator[str]:
     plan = answer.plan
     setting = plan.setting
     yield f"{setting.name} on {harmless(plan.model.name)} ({plan.model.kind}, {plan.model.numbers:,} weights)"
-    how = "all weights" if setting.adapter is None else f"LoRA rank {setting.adapter.rank}"
+    how = "all weights" if setting.adapter is None else setting.adapter.summary
     again = ", activations computed again" if setting.checkpointing else ""
     yield f"  {how}, {setting.base}, {setting.device}{again}; {trained_numbers(plan.model, setting):,} trained"
     yield f"  {harmless(answer.rows)}; at most {setting.micro_tokens:,} tokens at once"
-    if not setting.trains:
-        yield f"  {NOT_YET}"
     yield ""
     for name, value in plan.memory.terms.items():
         yield f"  {name:<16}{gib(value):>11}"
@@ -46,18 +42,11 @@ def _fit(answer: Answer) -> Iterator[str]:
             yield f"  so would batch.micro_tokens={best.setting.micro_tokens} ({gib(best.memory.total).strip()})"
         return
     yield f"  does not fit into the {there}"
-    found = list(smallest_changes(plan, answer.repack))
-    for change in found:
-        yield f"  smallest change that does: {_said(change)} ({gib(change.memory.total).strip()})"
-    if not any(change.possible for change in found):
-        yield "  no setting that this version trains does: take a smaller model, or shorter rows (data.max_length)"
-
-
-def _said(change: Change) -> str:
-    if change.possible:
-        return change.arguments
-    rest = [f"--set {key}" for key in change.keys if key != NF4]
-    return f"{' '.join(['a 4-bit base', *rest])}; {NOT_YET}"
+    change = smallest_change(plan, answer.repack)
+    if change is not None:
+        yield f"  smallest change that does: {change.arguments} ({gib(change.memory.total).strip()})"
+    else:
+        yield "  no setting does: take a smaller model, or shorter rows (data.max_length)"
 
 
 def _time(plan: Plan) -> Iterator[str]:
@@ -83,7 +72,7 @@ def table_lines(cells: Iterable[tuple[str, str, Plan]]) -> Iterator[str]:
     yield ""
     if any(plan.fits is False for plans in rows.values() for plan in plans.values()):
         yield "  x: does not fit"
-    yield f"  QLoRA: NF4 base, 16-bit embeddings and head; {NOT_YET}"
+    yield "  QLoRA: NF4 base (adapter.base), 16-bit embeddings and head"
 
 
 def _cell(plan: Plan) -> str:

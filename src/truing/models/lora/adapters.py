@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from truing.core.errors import AdapterError, suggest
 from truing.core.parameters import ParameterGroup
-from truing.models.lora.layers import KINDS, AdaptedLinear, LayerPlan, LowRank, Selection, adapt
+from truing.models.lora.layers import KINDS, AdaptedLinear, LayerPlan, LowRank, Selection, adapt, sides
 from truing.models.lora.settings import AdapterSettings
 from truing.models.lora.targets import linear_layers, select_saved, select_targets
+from truing.models.nf4 import PackedLinear, PackedWeight, unpack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -187,12 +188,13 @@ class Adapters:
     def merge(self, name: str) -> None:
         """Write an adapter into the base weights, in float32, and remove it.
 
-        Refused while there are other adapters: they were trained over the base as it is.
+        Refused while there are other adapters: they were trained over the base as it is. A packed base is unpacked.
         """
         self._require(name)
         others = [other for other in self.names if other != name]
         if others:
             raise AdapterError(f"cannot merge '{name}' under {others}, which belong to the base as it is; remove them")
+        self._unpack()
         for path, low_rank in self.layers(name).items():
             layer = self._adapted(path)
             with torch.no_grad():
@@ -222,6 +224,15 @@ class Adapters:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._trainable_before)
 
+    def _unpack(self) -> None:
+        """Store a packed base in full, layer by layer, as weights that are to be changed have to be."""
+        for path, layer in list(self.model.named_modules()):
+            if isinstance(layer, AdaptedLinear) and isinstance(layer.weight, PackedWeight):
+                whole = adapt(cast("PackedLinear", layer.plain()).unpacked(), self._selection)
+                whole.adapters = layer.adapters
+                self.model.set_submodule(path, whole)
+        unpack(self.model)
+
     def _layers_of(self, name: str) -> dict[str, AdaptedLinear]:
         self._require(name)
         with self.use(None):
@@ -247,13 +258,16 @@ class Adapters:
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """A copy of a base module without the adapters that others have put into it."""
+    """A copy of a base module without the adapters that others have put into it, and not packed."""
     if isinstance(module, AdaptedLinear):
-        return copy.deepcopy(module.plain())
+        return plain_copy(module.plain())
+    if isinstance(module, PackedLinear):
+        return copy.deepcopy(module.unpacked())
     twin = copy.deepcopy(module)
     for path, inner in list(twin.named_modules()):
         if isinstance(inner, AdaptedLinear):
             twin.set_submodule(path, inner.plain())
+    unpack(twin)
     return twin
 
 
@@ -261,7 +275,7 @@ def _notes(
     model: PreTrainedModel, settings: AdapterSettings, plan: Mapping[str, LayerPlan], saved: Sequence[str]
 ) -> tuple[str, ...]:
     notes = []
-    wide = [path for path, size in plan.items() if size.rank > min(model.get_submodule(path).weight.shape)]
+    wide = [path for path, size in plan.items() if size.rank > min(sides(model.get_submodule(path)))]
     if wide:
         notes.append(
             f"rank {settings.rank} is larger than the smallest side of {len(wide)} layers (the first is {wide[0]}); "

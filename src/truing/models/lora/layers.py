@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from truing.models.lora.settings import AdapterSettings, scaling
+from truing.models.nf4 import PackedLinear, PackedWeight, dense, linear
 
 
 @dataclass(slots=True)
@@ -37,18 +38,26 @@ class FusedProduct(torch.autograd.Function):
     Keeps x, x·Aᵀ and references to the parameters for the backward pass; the plain graph makes three tensors of the
     output's size where this makes one. Shapes are flat because an output that is a view could not be changed in
     place by the caller. A and B may be wider (float32) than W and x: the products run in x's type, the gradients of A
-    and B are returned in their own.
+    and B are returned in their own. Of a packed W the bytes as they are packed are kept, and unpacked in either pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | PackedWeight,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: float,
     ) -> Tensor:
         """Multiply: x [T, in], weight [out, in], bias [out], lora_a [r, in], lora_b [out, r] → [T, out]."""
         reduced = x @ lora_a.to(x.dtype).t()  # [T, r]
-        out = F.linear(x, weight, bias)
+        out = F.linear(x, dense(weight), bias)
         out.addmm_(reduced, lora_b.to(x.dtype).t(), alpha=scale)
-        ctx.save_for_backward(x, weight, reduced, lora_a, lora_b)
+        plain = weight if isinstance(weight, Tensor) else None
+        ctx.save_for_backward(x, plain, reduced, lora_a, lora_b)
+        ctx.packed = weight if plain is None else None
         ctx.scale = scale
         return out
 
@@ -56,13 +65,13 @@ class FusedProduct(torch.autograd.Function):
     @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for x, weight, bias, A and B: only those that are needed."""
-        x, weight, reduced, lora_a, lora_b = ctx.saved_tensors
+        x, plain, reduced, lora_a, lora_b = ctx.saved_tensors
         need_x, need_weight, need_bias, need_a, need_b, _ = ctx.needs_input_grad
         grad_x = grad_a = grad_b = None
         if need_x or need_a:
             grad_reduced = grad @ lora_b.to(grad.dtype)  # [T, r]
             if need_x:
-                grad_x = grad @ weight
+                grad_x = grad @ (plain if ctx.packed is None else ctx.packed.unpacked())
                 grad_x.addmm_(grad_reduced, lora_a.to(grad.dtype), alpha=ctx.scale)
             if need_a:
                 grad_a = (grad_reduced.t() @ x).to(lora_a.dtype).mul_(ctx.scale)
@@ -86,7 +95,8 @@ class LowRank(nn.Module):
         # Drawn on the CPU, so that a seed means the same start on every device.
         start = torch.empty(plan.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_a = nn.Parameter(start.to(layer.weight.device, dtype))  # [r, in]
-        self.lora_b = nn.Parameter(layer.weight.new_zeros(layer.out_features, plan.rank, dtype=dtype))  # [out, r]
+        zeros = torch.zeros(layer.out_features, plan.rank, dtype=dtype, device=layer.weight.device)
+        self.lora_b = nn.Parameter(zeros)  # [out, r]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The A [r, in] and B [out, r] whose product, scaled, is added to the base weight."""
@@ -99,7 +109,7 @@ class LowRank(nn.Module):
             low = F.linear(F.linear(self._dropped(x), lora_a.to(x.dtype)), lora_b.to(x.dtype))
             return layer.base_product(x) + self.scale * low
         flat = x.reshape(-1, layer.in_features)
-        out: Tensor = FusedProduct.apply(flat, layer.matrix(), layer.bias, lora_a, lora_b, self.scale)  # type: ignore[no-untyped-call]
+        out: Tensor = FusedProduct.apply(flat, layer.stored(), layer.bias, lora_a, lora_b, self.scale)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], layer.out_features)
 
     def adapted_weight(self, matrix: Tensor) -> Tensor:
@@ -162,7 +172,7 @@ class DoraLowRank(LowRank):
         ratio = self.magnitude / self._norm(layer.matrix())
         dropped = self._dropped(x)
         low = F.linear(F.linear(dropped, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
-        bare = F.linear(dropped, layer.matrix()) if self._drops() else layer.without_bias(base)
+        bare = linear(dropped, layer.stored(), None) if self._drops() else layer.without_bias(base)
         return base + (ratio - 1).to(base.dtype) * bare + (ratio * self.scale).to(base.dtype) * low
 
     def adapted_weight(self, matrix: Tensor) -> Tensor:
@@ -185,13 +195,13 @@ class AdaptedLinear(nn.Module):
     Without a selected adapter it computes what the plain layer computes, by the same call.
     """
 
-    weight: nn.Parameter  # as the plain layer stores it
+    weight: nn.Parameter | PackedWeight  # as the plain layer stores it
     bias: nn.Parameter | None  # [out]
 
     def __init__(self, plain: nn.Module, in_features: int, out_features: int, selection: Selection):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.weight = cast("nn.Parameter", plain.weight)
+        self.weight = cast("nn.Parameter | PackedWeight", plain.weight)
         self.register_parameter("bias", cast("nn.Parameter | None", plain.bias))
         self.adapters = nn.ModuleDict()
         self._selection = selection
@@ -211,13 +221,17 @@ class AdaptedLinear(nn.Module):
         name = self._selection.name
         return None if name is None or name not in self.adapters else cast("LowRank", self.adapters[name])
 
-    def matrix(self) -> Tensor:
-        """The base weight as [out, in], without a copy."""
+    def stored(self) -> Tensor | PackedWeight:
+        """The base weight [out, in] as it is kept, without a copy."""
         return self.weight
+
+    def matrix(self) -> Tensor:
+        """The base weight as [out, in]; no copy, unless it is packed."""
+        return dense(self.stored())
 
     def base_product(self, x: Tensor) -> Tensor:
         """What the plain layer computes: [..., in] → [..., out]."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def without_bias(self, base: Tensor) -> Tensor:
         """The product alone, of a base product: [..., out]."""
@@ -225,14 +239,14 @@ class AdaptedLinear(nn.Module):
 
     def plain(self) -> nn.Module:
         """The layer that this one replaced, with the parameters as they are now."""
-        plain = self._plain[0]
+        plain: Any = self._plain[0]
         plain.weight = self.weight
         plain.register_parameter("bias", self.bias)
-        return plain
+        return cast("nn.Module", plain)
 
     @torch.no_grad()
     def set_matrix(self, matrix: Tensor) -> None:
-        """Overwrite the base weight: any float [out, in]."""
+        """Overwrite the base weight, which must not be packed: any float [out, in]."""
         self.matrix().copy_(matrix)
 
     def extra_repr(self) -> str:
@@ -242,11 +256,11 @@ class AdaptedLinear(nn.Module):
 class AdaptedConv1D(AdaptedLinear):
     """The same over the layer of GPT-2, which stores its weight as [in, out]."""
 
-    def matrix(self) -> Tensor:
-        return self.weight.t()
+    def stored(self) -> Tensor:
+        return cast("Tensor", self.weight).t()
 
     def base_product(self, x: Tensor) -> Tensor:
-        flat = torch.addmm(cast("Tensor", self.bias), x.reshape(-1, self.in_features), self.weight)
+        flat = torch.addmm(cast("Tensor", self.bias), x.reshape(-1, self.in_features), cast("Tensor", self.weight))
         return flat.view(*x.shape[:-1], self.out_features)
 
 
@@ -259,21 +273,23 @@ KINDS: Mapping[tuple[str, bool], type[LowRank]] = {
 
 
 def adapt(plain: nn.Module, selection: Selection) -> AdaptedLinear:
-    """Wrap a linear layer; it must be an `nn.Linear` or a `Conv1D`."""
+    """Wrap a linear layer; it must be an `nn.Linear`, a `Conv1D` or a `PackedLinear`."""
     out_features, in_features = sides(plain)
     if isinstance(plain, Conv1D):
         return AdaptedConv1D(plain, in_features, out_features, selection)
-    if not isinstance(plain, nn.Linear):
+    if not isinstance(plain, nn.Linear | PackedLinear):
         raise TypeError(f"cannot adapt a {type(plain).__name__}")
     return AdaptedLinear(plain, in_features, out_features, selection)
 
 
 def sides(layer: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a linear layer, however it stores its weight."""
-    rows, columns = cast("Tensor", layer.weight).shape
-    return (columns, rows) if turned(layer) else (rows, columns)
+    rows, columns = cast("Tensor | PackedWeight", layer.weight).shape
+    return (columns, rows) if isinstance(layer, Conv1D | AdaptedConv1D) else (rows, columns)
 
 
 def turned(layer: nn.Module) -> bool:
-    """Whether a layer stores its weight as [in, out]."""
+    """Whether the model's files store a layer's weight as [in, out]."""
+    if isinstance(layer.weight, PackedWeight):
+        return layer.weight.turned
     return isinstance(layer, Conv1D | AdaptedConv1D)

@@ -68,7 +68,7 @@ def merge_adapter(adapters: Adapters, name: str, probe_tokens: Sequence[Sequence
             dtype = next(m.weight.dtype for m in adapters.model.modules() if isinstance(m, AdaptedLinear))
         with adapters.use(name):
             adapted = _logits(adapters, probe_tokens)
-            with _previewed(adapters, name):
+            with previewed(adapters, name):
                 merged = _logits(adapters, probe_tokens)
     report = MergeReport(
         largest_difference=_difference(merged, adapted),
@@ -102,8 +102,8 @@ def _difference(left: list[Tensor], right: list[Tensor]) -> float:
 
 
 @contextmanager
-def _previewed(adapters: Adapters, name: str) -> Iterator[None]:
-    """Run the active adapter as if it were merged."""
+def previewed(adapters: Adapters, name: str) -> Iterator[None]:
+    """Run the active adapter as if it were merged, one layer at a time."""
     layers = [m for m in adapters.model.modules() if isinstance(m, AdaptedLinear) and name in m.adapters]
     before = [layer.adapters[name] for layer in layers]
     for layer, low_rank in zip(layers, before, strict=True):

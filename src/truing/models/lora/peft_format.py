@@ -92,11 +92,11 @@ def load_adapter(
 ) -> AdapterSummary:
     """Add a trainable adapter read from a PEFT folder, without making it the active one.
 
-    `training` is what a recipe says: dropout, learning-rate ratio and what becomes of the adapter between stages are
-    taken from it, the shape from the folder. `also_saved` are paths of modules that the adapter shall train whole from
-    now on; where the folder has none of them they begin as the base's. Raises `AdapterError` for a setting that is not
-    supported, for a key that matches nothing or is missing, for a wrong shape, and where there is nothing but a pickle.
-    Nothing is added then.
+    `training` is what a recipe says: dropout, learning-rate ratio, the base's storage and what becomes of the adapter
+    between stages are taken from it, the shape from the folder. `also_saved` are paths of modules that the adapter
+    shall train whole from now on; where the folder has none of them they begin as the base's. Raises `AdapterError` for
+    a setting that is not supported, for a key that matches nothing or is missing, for a wrong shape, and where there is
+    nothing but a pickle. Nothing is added then.
     """
     config = read_config(folder)
     with adapters.use(None):
@@ -108,7 +108,7 @@ def load_adapter(
     settings = _settings(adapters, config, plan, saved, folder)
     notes = _differences(settings, training, folder)
     if training is not None:
-        kept = {key: getattr(training, key) for key in ("dropout", "lr_ratio", "start", "between_stages")}
+        kept = {key: getattr(training, key) for key in ("dropout", "lr_ratio", "base", "start", "between_stages")}
         settings = settings.model_copy(update=kept)
     summary = adapters.attach(name, settings, plan, saved, seed=0)
     _fill(adapters, name, tensors)

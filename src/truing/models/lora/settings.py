@@ -40,6 +40,9 @@ class AdapterSettings(Settings):
     """Learning rate of B over that of A; LoRA+ suggests about 16 (arXiv:2402.12354)."""
     modules_to_save: tuple[str, ...] = ()
     """Modules to copy, train in full and save with the adapter."""
+    base: Literal["nf4"] | None = None
+    """`nf4` keeps the linear layers of the frozen base in four bits (QLoRA, arXiv:2305.14314); null keeps
+    them in `precision.dtype`, in which everything is computed either way. Needs the extra `truing[qlora]`."""
     start: str | None = None
     """An adapter folder to start from."""
     between_stages: Literal["continue", "merge"] = "continue"
@@ -66,7 +69,22 @@ class AdapterSettings(Settings):
     def _parts_agree(self) -> AdapterSettings:
         if self.dora and self.init == "pissa":
             raise ValueError("dora and init: pissa cannot be combined; choose one")
+        if self.base is not None and self.init == "pissa":
+            raise ValueError(
+                "init: pissa over base: nf4 would start from directions that four bits have rounded already; leave "
+                "out one of them"
+            )
+        if self.base is not None and self.between_stages == "merge":
+            raise ValueError(
+                "between_stages: merge cannot write into base: nf4; leave it out to go on training the adapter, or "
+                "merge with `truing merge` and give the result as the stage's model"
+            )
         return self
+
+    @property
+    def summary(self) -> str:
+        """A few words for a line on the terminal."""
+        return f"LoRA rank {self.rank}{'' if self.base is None else f' over {self.base}'}"
 
     @property
     def effective_alpha(self) -> float:

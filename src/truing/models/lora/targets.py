@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from truing.core.errors import AdapterError, suggest
 from truing.models.lora.layers import AdaptedLinear
 from truing.models.lora.settings import matches
+from truing.models.nf4 import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,11 +20,12 @@ ALL_LINEAR = "all-linear"
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """All linear layers with a floating-point weight, adapted ones included, by path in model order."""
+    """All linear layers whose numbers are known, adapted and packed ones included, by path in model order."""
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | AdaptedLinear) and module.weight.is_floating_point()
+        if isinstance(module, AdaptedLinear | PackedLinear)
+        or (isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point())
     }
 
 
