@@ -49,7 +49,7 @@ def _watch(number: int, seconds: int) -> None:
             choices = atheris.FuzzedDataProvider(data)
             hold(reader, lambda below: choices.ConsumeIntInRange(0, below - 1), Path(folder))
 
-        limits = ["-max_len=256", f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=6000"]
+        limits = ["-max_len=256", "-len_control=0", f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=6000"]
         atheris.Setup([sys.argv[0], *limits], one)
         atheris.Fuzz()
 

@@ -211,7 +211,9 @@ def test_a_model_of_a_billion_layers_is_not_planned(model: Path) -> None:
 # Ways out of a folder.
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/tmp/secret.safetensors", "a/b.safetensors", 5, "", ".."])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/tmp/secret.safetensors", "a/b.safetensors", 5, "", "..", None, "a" * 5000]
+)
 def test_an_index_of_weights_stays_in_its_folder(model: Path, name: object) -> None:
     (model / "model.safetensors").rename(model.parent / "secret.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")

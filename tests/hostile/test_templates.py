@@ -62,6 +62,8 @@ def test_the_sandbox_keeps_a_template_from_python(source: str) -> None:
         ),
         ("{{ 'a' * 3000000 }}", "makes 3,000,000 characters of a conversation of 10"),
         ("{{ 9 ** 9 ** 9 ** 9 }}", "a power can take for ever"),
+        ("{%+ generation %}{{ 9 ** 9 ** 9 ** 9 }}{%- endgeneration %}", "a power can take for ever"),
+        ("{{ " + "9" * 5000 + " }}", "4300 digits"),
         ("{% set x = 9 %}{{ x * x }}", "a product of two computed numbers"),
         ("{{ 1.5 | round(999999999, 'ceil') }}", "'round' can take for ever"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "endless recursion"),

@@ -5,7 +5,6 @@ The sandbox that transformers renders in keeps a template away from Python, not 
 
 from __future__ import annotations
 
-import re
 import resource
 import signal
 import threading
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 from truing.core.errors import TemplateError
 
@@ -36,15 +37,25 @@ class _TooSlow(Exception):
     """Raised by the alarm, in the middle of a template."""
 
 
+class _GenerationTag(Extension):
+    """Parses transformers' own tag, which marks what the assistant says, as what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def refuse_costly_numbers(source: str, name: str) -> None:
     """Raise TemplateError for arithmetic that can take for ever inside of one operation, where no alarm is heard.
 
     That is a power, and a product of two numbers that are both computed: no chat template needs either.
     """
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation_tags(source))
-    except (TemplateSyntaxError, RecursionError):
-        return  # rendering says so, and in its own words
+        tree = Environment(extensions=["jinja2.ext.loopcontrols", _GenerationTag]).parse(source)
+    except (TemplateSyntaxError, RecursionError, ValueError, OverflowError):
+        return  # rendering parses it in the same way, and says so in its own words
     for node in tree.find_all((nodes.Pow, nodes.Mul, nodes.Filter)):
         computed = isinstance(node, nodes.Mul) and not any(
             isinstance(side, nodes.Const) for side in (node.left, node.right)
@@ -105,8 +116,3 @@ def _limit_memory() -> tuple[int, int] | None:
         return None
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     return soft, hard
-
-
-def _without_generation_tags(source: str) -> str:
-    """A template as jinja alone can parse it: transformers' own tag, which marks what the assistant says, left out."""
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)

@@ -11,6 +11,9 @@ from typing import Any
 from truing.core.errors import ModelError, suggest
 from truing.core.files import read_json
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, at most."""
+
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """What is fetched of a hub id: no code, no pickles."""
@@ -78,9 +81,11 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(read_json(index)["weight_map"].values()))
         except (OSError, ValueError, LookupError, AttributeError, TypeError):
             raise ModelError(f"{index}: not an index of weight files; expected a 'weight_map'") from None
-        strange = next((name for name in names if not isinstance(name, str) or Path(name).name != name), None)
-        if strange is not None or not names:
-            raise ModelError(f"{index}: 'weight_map' names {strange!r}; expected names of files in the same folder")
+        strange = [name for name in names if not _is_file_name(name)]
+        if strange or not names:
+            raise ModelError(
+                f"{index}: 'weight_map' names {brief(strange[:1])}; expected names of files in the same folder"
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder}: {len(missing)} of {len(names)} weight files are missing, e.g. {missing[0]}")
@@ -92,6 +97,10 @@ def weight_files(folder: Path) -> list[Path]:
             "trust them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
         )
     raise ModelError(f"{folder}: a config.json but no weights; expected model.safetensors or its index")
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and len(name.encode("utf-8", "replace")) <= LONGEST_NAME
 
 
 def scores_answers(path: str | Path) -> bool:
