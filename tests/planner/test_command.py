@@ -65,6 +65,24 @@ def test_a_longer_length_than_the_data_has_needs_more(recipe: Path) -> None:
     assert own["total_bytes"] < long["total_bytes"]
 
 
+def test_a_batch_in_tokens_is_as_many_rows_as_they_are(recipe: Path) -> None:
+    """Rows of 100 tokens each: 400 tokens are a step of four."""
+    batches = (("batch.tokens=400",), ("batch.examples=4",), ("batch.examples=8",))
+    tokens, four, eight = (
+        json.loads(said(str(recipe), "--json", "--length", "100", "--set", *batch))[0]["flop_per_step"]
+        for batch in batches
+    )
+    assert tokens == four < eight
+
+
+def test_a_comparison_is_planned_whole_however_few_tokens_are_computed_at_once(seven: str) -> None:
+    """Training computes a row that is longer than a micro-batch alone, and never parts a pair."""
+    asked = ("--model", seven, "--method", "dpo", "--length", "2048", "--examples", "1", "--json")
+    small, large = (json.loads(said(*asked, "--micro-tokens", tokens))[0] for tokens in ("256", "8192"))
+    assert small["bytes"] == large["bytes"]
+    assert small["flop_per_step"] == large["flop_per_step"]
+
+
 def test_what_does_not_fit_is_told_with_the_change_that_does(seven: str) -> None:
     text = said("--model", seven, "--method", "dpo", "--gpu", "24GB")
     assert "does not fit into the 24.0 GiB" in text

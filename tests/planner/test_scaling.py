@@ -13,8 +13,8 @@ from tests.planner.test_command import said
 from truing.models.lora.settings import AdapterSettings
 from truing.planner.architecture import architecture
 from truing.planner.cluster import Cluster, cluster_of
-from truing.planner.cost import cost_of
-from truing.planner.machine import named_card
+from truing.planner.cost import Amount, cost_of
+from truing.planner.machine import Rates, named_card
 from truing.planner.memory import predict
 from truing.planner.methods import METHODS
 from truing.planner.request import Question, answer
@@ -176,3 +176,19 @@ def test_a_model_that_fits_nowhere_is_said_with_what_it_needs(tmp_path: Path) ->
     text = said("--model", model, "--adapter", "none", "--gpu", "rtx3060", "--gpus", "2")
     assert "does not fit" in text
     assert "over 2 devices" in text
+
+
+def test_writing_reads_all_weights_for_each_token() -> None:
+    """By hand: 64 rounds of 2 bytes a weight, and for each of 8 rows the keys and values of what is there."""
+    setting = replace(LORA, name="grpo", method=replace(METHODS["grpo"], group=8), new_tokens=64)
+    found = cost_of(SEVEN, setting, work(setting, 1), H100.rates).parts["writing"]
+    keys = 2 * 32 * 4096 * 2  # two of 32 layers, 4,096 wide, 2 bytes
+    assert found.read == pytest.approx(64 * 2 * NUMBERS + 8 * 64 * (960 + 32) * keys)
+    assert found.seconds(H100.rates) > found.read / 3350e9
+
+
+def test_an_amount_takes_as_long_as_its_parts_one_after_the_other() -> None:
+    rates = Rates(products=10.0, attention=5.0, bandwidth=2.0, reading=4.0, launch=0.5)
+    assert Amount(20.0, 5.0, 4.0, 2.0, 8.0).seconds(rates) == 2 + 1 + 2 + 1 + 2
+    assert (Amount(1, 2, 3, 4, 5) + Amount(1, 1, 1, 1, 1) * 2) == Amount(3, 4, 5, 6, 7)
+    assert Amount(20.0, 5.0, 4.0, 2.0, 8.0).seconds(Rates(10.0, 5.0)) == 3, "what is not known is left out"

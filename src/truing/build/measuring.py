@@ -31,7 +31,7 @@ def rates(found: Pace) -> Rates:
         f"{found.products / 1e12:.3g} TFLOP/s in products, {found.attention / 1e12:.3g} in attention and "
         f"{found.bandwidth / 1e9:,.3g} GB/s, as just measured here"
     )
-    return Rates(found.products, found.attention, found.bandwidth, found.launch, said)
+    return Rates(found.products, found.attention, found.bandwidth, found.bandwidth, found.launch, said)
 
 
 def _sides(model: Architecture) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from truing.planner.activations import WIDE, Formats, kept_of_layer
 from truing.planner.architecture import Architecture
 from truing.planner.machine import Rates
-from truing.planner.memory import trained_numbers, weight_bytes
+from truing.planner.memory import trained_numbers, weight_bytes, written_at_once
 from truing.planner.setting import Setting, Work
 
 FORWARD_MOVES, BACKWARD_MOVES = 2, 3
@@ -37,6 +37,9 @@ class Amount:
     """Bytes that go through memory between them."""
     calls: float = 0.0
     """Of kernels."""
+    read: float = 0.0
+    """Bytes that are read for so few operations that reading takes the time: weights and caches while a token is
+    written."""
 
     @property
     def operations(self) -> float:
@@ -48,15 +51,20 @@ class Amount:
             self.attention + other.attention,
             self.moved + other.moved,
             self.calls + other.calls,
+            self.read + other.read,
         )
 
     def __mul__(self, times: float) -> Amount:
-        return Amount(times * self.products, times * self.attention, times * self.moved, times * self.calls)
+        return Amount(
+            times * self.products, times * self.attention, times * self.moved, times * self.calls, times * self.read
+        )
 
     def seconds(self, rates: Rates) -> float:
         """How long it takes, one thing after the other."""
         moved = 0.0 if rates.bandwidth is None else self.moved / rates.bandwidth
-        return self.products / rates.products + self.attention / rates.attention + moved + self.calls * rates.launch
+        read = 0.0 if rates.reading is None else self.read / rates.reading
+        computed = self.products / rates.products + self.attention / rates.attention
+        return computed + moved + read + self.calls * rates.launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +148,8 @@ def _kinds(model: Architecture) -> dict[int, int]:
 
 def _written(model: Architecture, setting: Setting, work: Work, forward: Amount) -> Amount:
     """A rollout's own work: every round of new tokens reads all weights again, and each row its keys and values."""
-    rows = work.prompts * setting.method.group
-    rounds = setting.new_tokens
-    read = rounds * weight_bytes(model, setting)
+    rows, rounds = work.prompts * setting.method.group, setting.new_tokens
+    waves = -(-work.prompts // written_at_once(setting, work))
     cached = rows * rounds * (work.prompt + rounds / 2) * 2 * model.layers * model.keys * setting.activation
-    return Amount(forward.products, forward.attention, read + cached, OPERATIONS * model.layers * rounds)
+    read = waves * rounds * weight_bytes(model, setting) + cached
+    return Amount(forward.products, forward.attention, 0, waves * rounds * OPERATIONS * model.layers, read)

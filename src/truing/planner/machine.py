@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truing.core.errors import InputError, suggest
@@ -34,6 +34,8 @@ class Rates:
     """Operations a second of attention."""
     bandwidth: float | None = None
     """Bytes a second of everything between products; None: their time is in the two above."""
+    reading: float | None = None
+    """Bytes a second of weights while completions are written; None where it is not known, and then it is left out."""
     launch: float = 0.0
     """Seconds that an operation takes however small it is; 0: their time is in the two above."""
     said: str = ""
@@ -49,8 +51,6 @@ class Machine:
     memory: int
     """Bytes."""
     rates: Rates | None = None
-    bandwidth: float | None = None
-    """Bytes a second of its memory, from a data sheet."""
     link: float | None = None
     """Bytes a second that a collective reaches each way between devices of a node."""
 
@@ -80,8 +80,8 @@ def card_word(name: str) -> str:
 def _card(word: str, known: Catalog) -> Machine:
     card = known.cards[word]
     share = known.shares[word].share if word in known.shares else SHARE
-    rates = shared_rate(card.teraflops * 1e12, share)
-    return Machine(word, "cuda", card.memory * GIB, rates, card.bandwidth * 1e9, card.link * 1e9)
+    rates = replace(shared_rate(card.teraflops * 1e12, share), reading=card.bandwidth * 1e9)
+    return Machine(word, "cuda", card.memory * GIB, rates, card.link * 1e9)
 
 
 def this_cpu() -> Machine:

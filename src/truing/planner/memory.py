@@ -370,11 +370,17 @@ class Pass:
         return hidden + self.model.vocabulary * rows
 
 
+def written_at_once(setting: Setting, work: Work) -> int:
+    """Prompts whose completions are written together."""
+    each = max(1, work.prompt) + setting.method.group * setting.new_tokens
+    return max(1, min(work.prompts, CACHE_TOKENS // each))
+
+
 def rollout_terms(model: Architecture, setting: Setting, work: Work) -> dict[str, int]:
     """Keys and values of the rows that are written together, and the most of what a pass or a choice needs besides."""
     e, prompt, new = setting.activation, max(1, work.prompt), setting.new_tokens
     group = setting.method.group
-    at_once = max(1, min(work.prompts, CACHE_TOKENS // (prompt + group * new)))
+    at_once = written_at_once(setting, work)
     rows = at_once * group
     cached = at_once * prompt + rows * (new - 1)
     # Prompts are computed at once; then each token attends to all before it, and is chosen from the whole vocabulary.

@@ -111,13 +111,13 @@ def _stage_answer(
         reward_models(rollout) if method.rollouts else 0,
         rollout.share_base,
     )
-    examples = stage.batch.examples or EXAMPLES
+    asked_rows = stage.batch.examples or (None if stage.batch.tokens else EXAMPLES)
     if length is not None:
         rows = [even_row(method, length, setting.new_tokens, method.group)]
-        return _of_rows(model, setting, rows, examples, stage, machine, f"rows of {length} tokens")
+        return _of_rows(model, setting, rows, asked_rows, stage, machine, f"rows of {length} tokens")
     rows = read_sizes(stage.data, name, method, folder)
     said = f"{len(rows)} rows of {', '.join(stage.data.paths)}, counted before training"
-    return _of_rows(model, setting, rows, examples, stage, machine, said)
+    return _of_rows(model, setting, rows, asked_rows, stage, machine, said)
 
 
 def reward_models(rollout: RolloutSettings) -> int:
@@ -130,12 +130,12 @@ def _of_rows(
     model: Architecture,
     setting: Setting,
     rows: Sequence[Row],
-    examples: int,
+    examples: int | None,
     stage: Stage,
     machine: Machine | None,
     said: str,
 ) -> Answer:
-    per_step = max(examples, 1)
+    per_step = examples or _rows_of(stage.batch.tokens or 0, rows)
     steps = stage.optim.max_steps or max(1, round(stage.optim.epochs * len(rows) / per_step))
     if setting.method.rollouts:
         written = (setting.new_tokens,) * setting.method.group
@@ -149,6 +149,12 @@ def _of_rows(
         return _work(setting, [longest[:share], longest], share, micro_tokens, steps, stage.rollout.mini_batches)
 
     return _planned(model, setting, deal, machine, said, per_step)
+
+
+def _rows_of(tokens: int, rows: Sequence[Row]) -> int:
+    """How many rows so many tokens are on average."""
+    mean = sum(row.tokens for row in rows) / max(len(rows), 1)
+    return max(1, round(tokens / max(mean, 1.0)))
 
 
 def _work(
