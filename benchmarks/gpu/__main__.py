@@ -27,7 +27,7 @@ from typing import Any
 
 from runs import FULL, TINY, Bench, Measured, Skipped
 
-from truing.planner.machine import CARDS
+from truing.planner.catalog import catalog
 
 METHODS = ("dpo", "sft")
 
@@ -38,7 +38,8 @@ LIKELY = {"loss head": 20, "qwen2.5-0.5b": 25, "llama-3.2-1b": 30, "llama-7b": 5
 def peak_rate(device: str) -> float | None:
     """Operations a second of dense bf16 products that the card's maker names, None for an unknown card."""
     name = device.lower().replace(" ", "-")
-    return next((card.rate for card in CARDS.values() if card.name.split("-")[0] in name.split("-")), None)
+    found = (card.teraflops for word, card in catalog().cards.items() if word.split("-")[0] in name.split("-"))
+    return next((1e12 * teraflops for teraflops in found), None)
 
 
 HAS_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"

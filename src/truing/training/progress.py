@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
@@ -17,8 +17,10 @@ from rich.text import Text
 
 from truing.core.text import harmless
 from truing.training.curves import Curves, number
-from truing.training.ranks import Ranks
 from truing.training.sparkline import ASCII, BLOCKS
+
+if TYPE_CHECKING:
+    from truing.training.ranks import Ranks
 
 
 class Reporter(Protocol):
