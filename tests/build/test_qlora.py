@@ -20,7 +20,8 @@ from truing.build.load_result import open_result
 from truing.build.merge import merge_run
 from truing.build.verify import verify_run
 from truing.cli.main import cli
-from truing.core.errors import AdapterError
+from truing.core import extras
+from truing.core.errors import RecipeError
 from truing.models import nf4
 from truing.models.nf4 import FILE, PackedLinear
 from truing.recipe.load import recipe_from
@@ -210,8 +211,8 @@ def test_four_bits_compute_in_bfloat16_too(ground: Ground, tmp_path: Path) -> No
 def test_a_missing_package_is_named_before_anything_is_loaded(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nf4, "find_spec", lambda name: None)
-    with pytest.raises(AdapterError, match="pip install"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="pip install"):
         run(recipe_from(quantised(ground, ground.stage("sft"))), tmp_path / "run", Silent())
     assert not (tmp_path / "run").exists()
 

@@ -18,7 +18,8 @@ from tests.models.lora_models import FAMILIES, logits, loss, stir, tiny
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from truing.core.errors import AdapterError
+from truing.core import extras
+from truing.core.errors import RecipeError
 from truing.models import nf4
 from truing.models.lora.adapters import Adapters
 from truing.models.lora.layers import FusedProduct, turned
@@ -226,6 +227,6 @@ def test_what_four_bits_make_senseless_is_refused(more: dict[str, Any], words: s
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nf4, "find_spec", lambda name: None if name == "bitsandbytes" else object())
-    with pytest.raises(AdapterError, match=r"bitsandbytes.*pip install 'truing\[qlora\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    with pytest.raises(RecipeError, match=r"bitsandbytes.*pip install 'truing\[qlora\]'"):
         nf4.check_installed()

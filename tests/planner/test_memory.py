@@ -77,9 +77,9 @@ def test_limits_are_those_of_the_engine() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lora", [False, True])
-def test_gradients_and_optimizer_are_those_of_the_real_one(lora: bool, dtype: torch.dtype) -> None:
-    module = make("llama").to(dtype)
+@pytest.mark.parametrize(("lora", "state"), [(False, "fp32"), (True, "fp32"), (False, "8bit")])
+def test_gradients_and_optimizer_are_those_of_the_real_one(lora: bool, state: str, dtype: torch.dtype) -> None:
+    module = make("llama", hidden_size=128, intermediate_size=256).to(dtype)
     if lora:
         module.requires_grad_(False)
         adapters = Adapters(module)
@@ -87,20 +87,27 @@ def test_gradients_and_optimizer_are_those_of_the_real_one(lora: bool, dtype: to
         groups = list(adapters.parameter_groups("policy", 1e-3))
     else:
         groups = [ParameterGroup(dict(module.named_parameters()), 1e-3)]
-    optimizer = Optimizer(groups, OptimSettings())
+    optimizer = Optimizer(groups, OptimSettings(state=state))
+    optimizer.begin(1.0)
     for group in groups:
         for parameter in group.parameters.values():
             (parameter.float().sum()).backward()
     gradients = sum(p.grad.nbytes for p in optimizer._trained.values() if p.grad is not None)
-    optimizer.step(1.0)
+    optimizer.step()
     stored = {p.data_ptr() for p in module.parameters()}
-    state = {name: value for name, value in optimizer.state().items() if not name.startswith("step.")}
-    held = sum(value.nbytes for value in state.values() if value.data_ptr() not in stored)
-    asked = setting(adapter=LORA if lora else None, base="bf16" if dtype == torch.bfloat16 else "fp32", device="cpu")
+    kept = {name: value for name, value in optimizer.state().items() if not name.startswith("step.")}
+    held = sum(value.nbytes for value in kept.values() if value.data_ptr() not in stored)
+    asked = setting(
+        adapter=LORA if lora else None,
+        base="bf16" if dtype == torch.bfloat16 else "fp32",
+        device="cpu",
+        eight_bit=state == "8bit",
+    )
     row = Row(1, (1,), 1)
     found = predict(architecture(module.config.to_dict(), "tiny"), asked, Work.of_steps([[[row], [row]]], 1), process=0)
     assert found.terms["gradients"] == gradients
-    assert found.terms["optimizer"] == held
+    # Moments of small tensors, of which a model has few, stay in float32.
+    assert found.terms["optimizer"] == (held if state == "fp32" else pytest.approx(held, rel=0.1))
 
 
 def test_a_cache_holds_a_key_and_a_value_for_each_layer_and_token() -> None:
@@ -163,6 +170,12 @@ def test_the_change_proposed_really_fits(
         assert not any(key.startswith("batch.examples") for key in change.keys)
     best = largest_that_fits(plan, repack)
     assert best is None or best.memory.total <= machine.memory
+
+
+def test_gradients_that_are_freed_at_once_are_not_there_together() -> None:
+    asked = setting(adapter=None)
+    whole, freed = (predict(SEVEN, replace(asked, in_backward=now), work_of(asked)).total for now in (False, True))
+    assert whole - freed > 0.9 * 4 * SEVEN.numbers
 
 
 def test_more_of_anything_never_needs_less() -> None:

@@ -27,6 +27,7 @@ from truing.recipe.schema import Recipe, Stage
 from truing.rl.settings import RolloutSettings
 from truing.training.disk import on_disk
 from truing.training.manifest import damage
+from truing.training.moments import check_state
 from truing.training.progress import Reporter
 from truing.training.ranks import ALONE, Ranks
 from truing.training.run_directory import OnlookersRun, RunDirectory, fresh_staging, publish
@@ -181,6 +182,7 @@ def check_stages(recipe: Recipe) -> None:
         model = stage.model or model
         objective = create(stage.objective)
         check_installed(stage.trackers)
+        check_state(stage.optim)
         if stage.adapter is not None and stage.adapter.base is not None:
             check_packing()
         examples = check_sources(stage.data, objective.examples, needed_by=objective.name)

@@ -106,6 +106,8 @@ def _setting(ready: Assembled) -> Setting:
         micro_tokens=ready.plan.micro_tokens,
         new_tokens=stage.rollout.max_new_tokens,
         reward_models=reward_models(stage.rollout) if isinstance(ready.objective, RolloutObjective) else 0,
+        eight_bit=stage.optim.state == "8bit",
+        in_backward=stage.optim.in_backward,
         share_base=stage.rollout.share_base,
     )
 

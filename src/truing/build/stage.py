@@ -45,10 +45,10 @@ from truing.planner.plan import Plan as Forecast
 from truing.planner.plan import Repack
 from truing.recipe.schema import Recipe, Stage
 from truing.training import checkpoint
+from truing.training.backward_optimizer import optimizer_for
 from truing.training.checkpoint import Checkpoint
 from truing.training.memory_failure import naming
 from truing.training.moving_reference import MovingReference
-from truing.training.optimizer import Optimizer
 from truing.training.progress import Reporter, peak_memory_bytes
 from truing.training.ranks import ALONE, Ranks
 from truing.training.run_directory import RunDirectory
@@ -133,7 +133,9 @@ def assemble(
         labels = [tree.completions[0].label for tree in dataset.train]
         objective = objective.for_labels(labels.count(True), labels.count(False))
     _refuse_long(stage, built)
+    _check_frugal_alone(stage, built.company)
     plan = _plan(stage, built, dataset.train, optim)
+    _check_one_backward(stage, objective, plan)
     steps = plan.count()
     if isinstance(objective, RolloutObjective):
         trees = (*dataset.train, *dataset.held_out)
@@ -288,6 +290,37 @@ def _plan(stage: Stage, built: BuiltPolicy, trees: Sequence[Tree], optim: OptimS
     )
 
 
+def _check_one_backward(stage: Stage, objective: Objective, plan: StepPlan) -> None:
+    """A weight that moves in the backward pass has its whole gradient there only where a step has one."""
+    if not stage.optim.in_backward:
+        return
+    if isinstance(objective, RolloutObjective):
+        raise RecipeError(
+            f"optim.in_backward needs steps of one micro-batch, and those of {objective.name} are cut as completions "
+            "come; leave it out"
+        )
+    cut = max((step for step in plan.steps()), key=lambda step: len(step.micro_batches))
+    if len(cut.micro_batches) > 1:
+        tokens = sum(plan.sizes[row] for micro in cut.micro_batches for row in micro)
+        raise RecipeError(
+            f"optim.in_backward needs steps of one micro-batch, and some here have {len(cut.micro_batches)}; raise "
+            f"batch.micro_tokens to {tokens:,} or more, or lower batch.examples"
+        )
+
+
+def _check_frugal_alone(stage: Stage, company: Company) -> None:
+    """Refuse what saves an optimizer's memory where several processes have other ways to."""
+    if stage.optim.in_backward and company.ranks.several:
+        raise RecipeError(
+            "optim.in_backward moves a weight before other processes have added their gradient to it; leave it out, or "
+            "train in one process"
+        )
+    if stage.optim.state == "8bit" and company.cuts:
+        raise RecipeError(
+            "optim.state: 8bit needs whole weights on each process; leave it out, or set parallel.shard: 1"
+        )
+
+
 def _trainer(
     ready: Assembled, run: RunDirectory, reporter: Reporter, judge: HeldOutJudge | None, probe: Probe | None
 ) -> Trainer:
@@ -299,7 +332,7 @@ def _trainer(
         policy=moved.trained,
         objective=ready.objective,
         source=moved.source,
-        optimizer=Optimizer(moved.groups, ready.optim, cut=company.cuts),
+        optimizer=optimizer_for(moved.groups, ready.optim, cut=company.cuts),
         plan=Plan(
             optim=ready.optim,
             checkpoint=stage.checkpoint,

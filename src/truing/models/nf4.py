@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -22,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from truing.core.errors import AdapterError
+from truing.core.extras import require
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
@@ -36,8 +35,6 @@ ARGUMENTS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_d
 
 FILE = "base_quantization.json"
 """Lies beside an adapter that was trained over a 4-bit base, and holds `ARGUMENTS`."""
-
-PACKAGES = ("bitsandbytes", "accelerate")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,12 +144,7 @@ def unpack(model: nn.Module) -> None:
 
 def check_installed() -> None:
     """Refuse a 4-bit base where what packs it is missing."""
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        raise AdapterError(
-            f"adapter.base: nf4 needs {' and '.join(missing)}, which is not installed; install the extra: "
-            "pip install 'truing[qlora]'"
-        )
+    require("adapter.base: nf4", ("bitsandbytes", "accelerate"), "qlora")
 
 
 def quantisation() -> BitsAndBytesConfig:

@@ -27,8 +27,8 @@ NF4 = 0.516
 """Bytes of a packed weight: half a byte, and a float32 scale for 64 weights that is itself stored in 8 bits
 (arXiv:2305.14314, section 3)."""
 
-MOMENTS = 2 * WIDE
-"""AdamW's, in float32."""
+MOMENTS, NARROW_MOMENTS = 2.0 * WIDE, 2 * (1 + WIDE / 256)
+"""AdamW's of a number, in float32, and in 8 bits with a float32 scale for 256."""
 
 CHUNK = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Bytes of float32 logits at a time, and FEWEST rows whatever they weigh: as the log-probs are computed."""
@@ -106,7 +106,7 @@ def predict(model: Architecture, setting: Setting, work: Work, process: int | No
         for micro in work.heaviest
         for moment, terms in Pass(model, setting, micro, several=work.several).moments()
     ]
-    moments.append(Memory("the update", lasting | {"gradients": WIDE * trained_numbers(model, setting)}))
+    moments.append(Memory("the update", lasting | {"gradients": WIDE * _updated(model, setting)}))
     if setting.method.rollouts:
         moments.append(Memory("writing completions", lasting | rollout_terms(model, setting, work)))
     most = max(moments, key=lambda memory: memory.total)
@@ -149,6 +149,18 @@ def trained_numbers(model: Architecture, setting: Setting) -> int:
     return own + critic
 
 
+def moment_bytes(setting: Setting, trained: int) -> int:
+    """Bytes of AdamW's moments of so many trained numbers."""
+    return round((NARROW_MOMENTS if setting.eight_bit else MOMENTS) * trained)
+
+
+def _updated(model: Architecture, setting: Setting) -> int:
+    """Numbers whose gradients are there in an update."""
+    if not setting.in_backward:
+        return trained_numbers(model, setting)
+    return max(model.head_numbers, *(matrix.numbers for _, matrix in model.named_matrices()))
+
+
 def weight_bytes(model: Architecture, setting: Setting) -> int:
     """Bytes of the base as it is stored; embeddings and head of a packed one are as wide as activations."""
     numbers = _scorer_numbers(model) if setting.method.scores else model.numbers
@@ -174,7 +186,7 @@ def lasting_terms(model: Architecture, setting: Setting) -> dict[str, int]:
     method, own = setting.method, _own_numbers(model, setting)
     trained = trained_numbers(model, setting)
     weights = weight_bytes(model, setting)
-    terms = {"weights": weights, "optimizer": MOMENTS * trained}
+    terms = {"weights": weights, "optimizer": moment_bytes(setting, trained)}
     if setting.adapter is None:
         masters = WIDE if setting.base == "bf16" else 0
         terms["optimizer"] += masters * trained
@@ -239,7 +251,7 @@ class Pass:
         """Terms of each moment that may be the highest."""
         whole = self.adapter is None
         present = WIDE * trained_numbers(self.model, self.setting) if self.several else 0
-        fresh = whole and not self.several
+        fresh = whole and not self.several and not self.setting.in_backward
         kept = self._kept_when_forward_ends()
         last_norm = self.micro.tokens * kept_by_last_norm(self.model, self.adapter, self.formats)
         logprobs = self._logprobs() + (self._head_gradient() if self._head_is_trained() else 0)
@@ -315,7 +327,8 @@ class Pass:
         if self.adapter is None:
             fresh = 0 if self.several else WIDE  # gradients that this pass makes first, in float32
             of_feed += (e + (fresh if e < WIDE else 0)) * self.model.down.numbers
-            of_attention += fresh * sum(matrix.numbers for matrix in (*self.model.feed, self.model.down))
+            above = 0 if self.setting.in_backward else fresh
+            of_attention += above * sum(matrix.numbers for matrix in (*self.model.feed, self.model.down))
         return again + max(of_feed, of_attention) + self._unpacked()
 
     def _widest_feed(self, layer: int) -> int:

@@ -109,6 +109,8 @@ def _stage_answer(
         (stage.batch.micro_tokens or MICRO_TOKENS[device]) if stage.data.packing else 1,
         rollout.max_new_tokens,
         reward_models(rollout) if method.rollouts else 0,
+        stage.optim.state == "8bit",
+        stage.optim.in_backward,
         rollout.share_base,
     )
     asked_rows = stage.batch.examples or (None if stage.batch.tokens else EXAMPLES)

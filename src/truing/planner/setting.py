@@ -30,6 +30,10 @@ class Setting:
     new_tokens: int = 64
     """Of a completion in a rollout at most."""
     reward_models: int = 0
+    eight_bit: bool = False
+    """Whether AdamW's moments are kept in 8 bits."""
+    in_backward: bool = False
+    """Whether a gradient is used and freed as soon as it is there."""
     share_base: bool = True
     """Whether the roles of a rollout stage are adapters over one base."""
 

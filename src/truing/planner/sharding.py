@@ -16,12 +16,12 @@ from truing.planner.architecture import Architecture
 from truing.planner.cluster import Cluster, Ring
 from truing.planner.cost import Amount, Cost
 from truing.planner.memory import (
-    MOMENTS,
     ORDER,
     PROCESS,
     Memory,
     Pass,
     lasting_terms,
+    moment_bytes,
     predict,
     rollout_terms,
     trained_numbers,
@@ -125,7 +125,7 @@ def _lasting(model: Architecture, setting: Setting) -> dict[str, int]:
     terms = lasting_terms(model, setting)
     if setting.adapter is None:
         trained, own = trained_numbers(model, setting), _numbers(model, setting)
-        terms |= {"weights": WIDE * own, "optimizer": MOMENTS * trained, "critic": WIDE * (trained - own)}
+        terms |= {"weights": WIDE * own, "optimizer": moment_bytes(setting, trained), "critic": WIDE * (trained - own)}
     return terms
 
 

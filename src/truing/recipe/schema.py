@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from truing.core.settings import Settings
 from truing.data.settings import DataSettings
@@ -78,6 +78,15 @@ class Stage(Settings):
             isinstance(value, dict) and value.get("use") in ("none", None) and set(value) == {"use"}
         )
         return None if none else value
+
+    @model_validator(mode="after")
+    def _adapters_have_small_gradients(self) -> Stage:
+        if self.adapter is not None and self.optim.in_backward:
+            raise ValueError(
+                "optim.in_backward saves the gradients of all weights, and an adapter has few; leave it out, or train "
+                "with adapter: none"
+            )
+        return self
 
     @field_validator("trackers", mode="before")
     @classmethod

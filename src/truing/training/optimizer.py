@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import Parameter
 from truing.core.errors import NothingToTrain, RunError
 from truing.core.parameters import ParameterGroup
 from truing.models.cuts import placed_like, whole_tensor
+from truing.training.moments import adam, moment_bytes, moments, restore
 from truing.training.ranks import Ranks
 from truing.training.settings import OptimSettings
 
@@ -27,21 +29,30 @@ class Optimizer:
 
     def __init__(self, groups: Sequence[ParameterGroup], settings: OptimSettings, *, cut: bool = False) -> None:
         self.cut = cut
-        self._peaks: list[float] = []
+        self._settings = settings
         self._stored: dict[str, Parameter] = {}
         self._trained: dict[str, Parameter] = {}
-        torch_groups = []
+        torch_groups: list[dict[str, Any]] = []
         for group in groups:
             for decay, names in _by_decay(group.parameters, settings.weight_decay):
                 trained = [self._adopt(name, group.parameters[name]) for name in names]
                 torch_groups.append({"params": trained, "lr": group.lr, "weight_decay": decay})
-                self._peaks.append(group.lr)
         if not self._trained:
             raise NothingToTrain("no parameter is trainable; choose an adapter, or adapter: none for full weights")
-        self._adam = torch.optim.AdamW(
-            torch_groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
-        )
+        self._owners = self._adams(torch_groups, settings)
+        # Each group with its peak, which its rate is until the first step begins.
+        self._rates = [(group, float(group["lr"])) for one in self._distinct() for group in one.param_groups]
         self._max_norm = settings.max_grad_norm
+
+    def _adams(
+        self, groups: Sequence[dict[str, Any]], settings: OptimSettings
+    ) -> dict[Parameter, torch.optim.Optimizer]:
+        """Which AdamW updates each parameter: one for all."""
+        one = adam(groups, settings)
+        return {parameter: one for group in groups for parameter in group["params"]}
+
+    def _distinct(self) -> list[torch.optim.Optimizer]:
+        return list(dict.fromkeys(self._owners.values()))
 
     @property
     def parameter_count(self) -> int:
@@ -51,7 +62,7 @@ class Optimizer:
     @property
     def state_bytes(self) -> int:
         """Bytes of `state` once a step has been made."""
-        return 3 * sum(p.numel() * p.element_size() for p in self._trained.values())
+        return sum(p.nbytes + moment_bytes(p.numel(), self._settings) for p in self._trained.values())
 
     def _adopt(self, name: str, stored: Parameter) -> Parameter:
         self._stored[name] = stored
@@ -99,25 +110,37 @@ class Optimizer:
         norm = torch.nn.utils.clip_grad_norm_(with_grad, limit)
         return float(whole_tensor(norm) if self.cut else norm)
 
-    def step(self, factor: float) -> None:
-        """Update the weights at `factor` times the peak rates."""
-        for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
+    def begin(self, factor: float) -> None:
+        """Forget the last gradients; the next update is at `factor` times the peak rates."""
+        self.zero_grad()
+        for group, peak in self._rates:
             group["lr"] = peak * factor
-        self._adam.step()
-        with torch.no_grad():
-            for name, stored in self._stored.items():
-                if stored is not self._trained[name]:
-                    stored.copy_(self._trained[name])
+
+    def step(self) -> None:
+        """Update the weights at the rates that `begin` has set."""
+        for one in self._distinct():
+            one.step()
+        for name in self._stored:
+            self._write(name)
+
+    @torch.no_grad()
+    def _write(self, name: str) -> None:
+        """Round a master to where the model has it."""
+        if self._stored[name] is not self._trained[name]:
+            self._stored[name].copy_(self._trained[name])
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters by name, in float32."""
         return {name: p.detach() for name, p in self._trained.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments as flat tensors: `weight.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
+        """Weights and moments as flat tensors: `weight.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`.
+
+        8-bit moments are `state1`, `state2` and their scales `absmax1`, `absmax2`.
+        """
         out = {f"weight.{name}": p.detach() for name, p in self._trained.items()}
         for name, parameter in self._trained.items():
-            for key, value in self._adam.state.get(parameter, {}).items():
+            for key, value in moments(self._owners[parameter], parameter).items():
                 out[f"{key}.{name}"] = value
         return out
 
@@ -142,13 +165,18 @@ class Optimizer:
                 weight = self._placed(state[f"weight.{name}"], parameter)
                 parameter.copy_(weight)
                 self._stored[name].copy_(weight)
-                moments = {
-                    key: self._placed(state[f"{key}.{name}"], parameter).clone()
-                    for key in MOMENTS
-                    if f"{key}.{name}" in state
+        kept: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            what, _, name = key.partition(".")
+            if what != "weight":
+                kept.setdefault(name, {})[what] = value
+        for name, parameter in self._trained.items():
+            if name in kept:
+                placed = {
+                    what: self._placed(value, parameter) if what in MOMENTS else value
+                    for what, value in kept[name].items()
                 }
-                if moments:
-                    self._adam.state[parameter] = {"step": state[f"step.{name}"].clone(), **moments}
+                restore(self._owners[parameter], parameter, placed)
 
     def _placed(self, value: Tensor, parameter: Parameter) -> Tensor:
         return placed_like(value, parameter) if self.cut else value

@@ -34,6 +34,22 @@ class OptimSettings(Settings):
     """Added to the root of the second moment."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """The gradient of a step is scaled down to this norm; null leaves it as it is."""
+    state: Literal["fp32", "8bit"] = "fp32"
+    """How AdamW's two moments are kept: 8 bytes a trained weight, or 2 (arXiv:2110.02861; tensors of fewer than 4,096
+    numbers stay in float32). 8bit needs the extra `truing[qlora]`."""
+    in_backward: bool = False
+    """Update each weight as soon as its gradient is there, and free that: 4 bytes less for each weight when all are
+    trained. Needs `max_grad_norm: null`, and steps of one micro-batch. A step without a finite gradient is then skipped
+    only for the weights that it concerns."""
+
+    @model_validator(mode="after")
+    def _gradients_are_never_whole(self) -> OptimSettings:
+        if self.in_backward and self.max_grad_norm is not None:
+            raise ValueError(
+                "in_backward never has the whole gradient that max_grad_norm measures; add max_grad_norm: null, or "
+                "leave out in_backward"
+            )
+        return self
 
 
 class BatchSettings(Settings):

@@ -243,7 +243,8 @@ class Trainer:
 
     def _update(self, step: PreparedStep, total: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics.jsonl."""
-        self.optimizer.zero_grad()
+        factor = rate_factor(step.index, total, self.plan.optim) * self.guards.rate
+        self.optimizer.begin(factor)
         memory, seed = self.progressed.memory, self.plan.seed
         loss, metrics = accumulate(self.policy, self.objective, step, memory, self.ranks, seed)
         metrics |= self.objective.derived(metrics)
@@ -252,10 +253,9 @@ class Trainer:
         finite = math.isfinite(loss) and math.isfinite(norm)
         if step.index == 0:
             self._preflight(step, loss, norm, metrics)
-        factor = rate_factor(step.index, total, self.plan.optim) * self.guards.rate
         if finite:
             with naming(f"in the update of step {step.index + 1}"):
-                self.optimizer.step(factor)
+                self.optimizer.step()
             self.progressed.memory = self.objective.remember(self.progressed.memory, metrics)
         self._count(step, finite)
         if self.moving is not None:
