@@ -30,12 +30,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def recipe(case: str, model: Path, pairs: Path, steps: int, every: int) -> dict[str, Any]:
-    """A run of so many steps of 16 rows."""
+    """A run of so many steps of 8 rows."""
     return {
         "model": str(model),
         "template": "plain",
         "data": {"path": str(pairs), "max_length": 256, "limit": 512},
-        "batch": {"examples": 16},
+        "batch": {"examples": 8},
         "optim": {"max_steps": steps},
         "checkpoint": {"every": every},
         "samples": {"count": 0},
