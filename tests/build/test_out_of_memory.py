@@ -104,7 +104,7 @@ def test_memory_that_runs_out_in_a_step_names_rows_term_and_remedy(
 def test_memory_that_runs_out_in_the_update_says_so(
     world: tuple[Path, WorldFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(self: Optimizer, factor: float) -> None:
+    def step(self: Optimizer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Optimizer, "step", step)

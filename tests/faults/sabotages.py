@@ -27,6 +27,7 @@ def saves_in_place() -> None:
         return target
 
     checkpoint.fresh_staging = in_place  # type: ignore[attr-defined]
+    checkpoint.staging_of = lambda target: target  # type: ignore[attr-defined]
     checkpoint.publish = lambda staging, target: None  # type: ignore[attr-defined]
     checkpoint.damage = lambda folder: None  # type: ignore[attr-defined]
 

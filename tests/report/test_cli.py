@@ -18,7 +18,7 @@ from truing.report import write
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that `truing resume` ends in no time."""
     folder = make_run(tmp_path / "run", dpo_rows())
-    monkeypatch.setattr("truing.build.chain.resume", lambda run, reporter: run)
+    monkeypatch.setattr("truing.build.chain.resume", lambda run, reporter, ranks: run)
     return folder
 
 
@@ -41,7 +41,7 @@ def test_a_report_that_fails_is_a_warning(trained: Path, monkeypatch: pytest.Mon
 def test_a_run_that_a_guard_stopped_has_a_report_and_stays_an_error(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(run: Path, reporter: object) -> None:
+    def stopped(run: Path, reporter: object, ranks: object) -> None:
         raise NonFinite("the loss was not finite")
 
     monkeypatch.setattr("truing.build.chain.resume", stopped)
